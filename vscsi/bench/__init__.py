@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""One workload over several paths, with statistics."""
