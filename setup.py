@@ -15,7 +15,12 @@ setup(
             depends=sorted(str(path) for path in CORE.glob("*.h")),
             define_macros=[("Py_LIMITED_API", "0x030B0000"), ("_GNU_SOURCE", "1")],
             extra_compile_args=[
-                "-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror",
+                "-std=c11",
+                "-O2",
+                "-Wall",
+                "-Wextra",
+                "-Wconversion",
+                "-Werror",
             ],
             py_limited_api=True,
         )

@@ -5,13 +5,21 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from vscsi.wire.errors import WireError
+from vscsi.wire.errors import GrantError
+
+__all__ = [
+    "PAGE_SIZE",
+    "DomainError",
+    "EventChannel",
+    "GrantError",
+    "GrantMapper",
+    "Mapping",
+    "StoreClient",
+    "StoreError",
+    "StoreOperations",
+]
 
 PAGE_SIZE = 4096
-
-
-class GrantError(WireError):
-    """A grant reference that is not there, not for us, or does not allow this access."""
 
 
 class DomainError(Exception):

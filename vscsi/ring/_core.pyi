@@ -11,16 +11,13 @@ XEN_HEADER = 64
 PAIR_HEADER = 128
 """Bytes before the first slot of a one-way ring: producer's line, consumer's line."""
 
-class RingError(Exception):
-    """The peer moved an index where it may not be (subclass of vscsi.wire.errors.WireError)."""
-
 @final
 class RingEnd:
     """One end of a ring: puts messages for the peer, takes the peer's.
 
     Holds the buffers it was made with. Not thread-safe: one thread puts and takes, or a lock does.
     Every index of the peer is checked at each use; once it broke the rules, every call raises
-    RingError.
+    vscsi.wire.errors.RingError.
     """
 
     entries: int
@@ -45,9 +42,7 @@ class RingEnd:
         """Initialise two one-way rings (SRP); puts into `requests`, takes from `responses`."""
 
     @staticmethod
-    def pair_back(
-        requests: WriteableBuffer, responses: WriteableBuffer, slot_size: int
-    ) -> RingEnd:
+    def pair_back(requests: WriteableBuffer, responses: WriteableBuffer, slot_size: int) -> RingEnd:
         """Attach to two one-way rings; takes from `requests`, puts into `responses`."""
 
     @property
@@ -84,13 +79,15 @@ class RingEnd:
 def grant_map(table: WriteableBuffer, reference: int, domain: int, readonly: bool) -> int:
     """Mark a version 1 grant entry in use, as the hypervisor would; return its frame.
 
-    Raises GrantRefused (ValueError subclass with a reason) if the entry does not permit it.
+    Raises vscsi.wire.errors.GrantError if the entry does not permit it.
     """
 
 def grant_unmap(table: WriteableBuffer, reference: int, readonly: bool, *, writing: bool) -> None:
     """Clear GTF_reading/GTF_writing."""
 
-def grant_set(table: WriteableBuffer, reference: int, domain: int, frame: int, readonly: bool) -> None:
+def grant_set(
+    table: WriteableBuffer, reference: int, domain: int, frame: int, readonly: bool
+) -> None:
     """Publish an entry: domid and frame first, then (release) the flags."""
 
 def grant_end(table: WriteableBuffer, references: Sequence[int]) -> list[int]:

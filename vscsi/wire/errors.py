@@ -8,3 +8,11 @@ class WireError(Exception):
     It is counted and answered (an error response, or a closed channel with a reason in the
     store) and never fatal to anyone but that peer.
     """
+
+
+class RingError(WireError):
+    """The peer moved a ring index where it may not be; that ring is out of service."""
+
+
+class GrantError(WireError):
+    """A grant reference that is not there, not for us, or does not allow this access."""
