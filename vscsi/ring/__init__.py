@@ -4,3 +4,7 @@
 Ring indices and grant flags are touched by the C core (`core/`, built as `_core`) alone: Python
 emits neither barriers nor compare-and-swap. Nothing here knows what a slot means.
 """
+
+from vscsi.ring._core import RingEnd
+
+__all__ = ["RingEnd"]

@@ -15,39 +15,53 @@ PAIR_HEADER = 128
 class RingEnd:
     """One end of a ring: puts messages for the peer, takes the peer's.
 
-    Holds the buffers it was made with. Not thread-safe: one thread puts and takes, or a lock does.
-    Every index of the peer is checked at each use; once it broke the rules, every call raises
-    vscsi.wire.errors.RingError.
+    Ring memory is 1 to 16 whole pages, writable and aligned to 4 bytes; both rings of a pair have
+    the same size. A slot has 4 to 4096 bytes, and one must fit. ValueError says what does not.
+    Buffers are held until `close` or until the object goes.
+
+    Not thread-safe: one thread puts and takes, or a lock does. Every index of the peer is checked
+    at each use; once it broke the rules, every method and `free` raise
+    vscsi.wire.errors.RingError. After `close` they raise ValueError.
     """
 
-    entries: int
-    """Slots: the largest power of two that fits."""
-    slot_size: int
-
-    @staticmethod
-    def front(memory: WriteableBuffer, slot_size: int, *, start: int = 0) -> RingEnd:
-        """Initialise a Xen ring in `memory` (whole pages) and return its frontend end.
+    @classmethod
+    def front(cls, memory: WriteableBuffer, slot_size: int, *, start: int = 0) -> RingEnd:
+        """Initialise a Xen ring in `memory` and return its frontend end.
 
         `start` is the first index (tests let it wrap).
         """
 
-    @staticmethod
-    def back(memory: WriteableBuffer, slot_size: int) -> RingEnd:
-        """Attach to a Xen ring at its rsp_prod, as its backend end."""
+    @classmethod
+    def back(cls, memory: WriteableBuffer, slot_size: int) -> RingEnd:
+        """Attach to a Xen ring at its rsp_prod, as its backend end.
 
-    @staticmethod
+        Requests that a predecessor took and did not answer are taken again.
+        """
+
+    @classmethod
     def pair_front(
-        requests: WriteableBuffer, responses: WriteableBuffer, slot_size: int, *, start: int = 0
+        cls,
+        requests: WriteableBuffer,
+        responses: WriteableBuffer,
+        slot_size: int,
+        *,
+        start: int = 0,
     ) -> RingEnd:
         """Initialise two one-way rings (SRP); puts into `requests`, takes from `responses`."""
 
-    @staticmethod
-    def pair_back(requests: WriteableBuffer, responses: WriteableBuffer, slot_size: int) -> RingEnd:
-        """Attach to two one-way rings; takes from `requests`, puts into `responses`."""
+    @classmethod
+    def pair_back(
+        cls, requests: WriteableBuffer, responses: WriteableBuffer, slot_size: int
+    ) -> RingEnd:
+        """Attach to two one-way rings where they stand; takes from `requests`, puts the others."""
 
     @property
-    def free(self) -> int:
-        """Slots that `put` can still take."""
+    def entries(self) -> int:
+        """Slots of the ring, of each of a pair: the largest power of two that fits."""
+
+    @property
+    def slot_size(self) -> int:
+        """Bytes in a slot."""
 
     @property
     def put_index(self) -> int:
@@ -57,14 +71,18 @@ class RingEnd:
     def take_index(self) -> int:
         """Free-running index of the next slot that `take` copies."""
 
-    def put(self, message: ReadableBuffer) -> bool:
+    @property
+    def free(self) -> int:
+        """Slots that `put` can still take; a Xen backend has one for each request it took."""
+
+    def put(self, message: ReadableBuffer, /) -> bool:
         """Copy a message into the next slot (the rest of it zeroed); False if none is free.
 
         Raises ValueError if the message is longer than a slot. Nothing is visible to the peer
         before `publish`.
         """
 
-    def put_keep(self, message: ReadableBuffer) -> bool:
+    def put_keep(self, message: ReadableBuffer, /) -> bool:
         """Like `put`, but leave the rest of the slot as it is."""
 
     def publish(self) -> bool:
@@ -76,19 +94,44 @@ class RingEnd:
     def arm(self) -> bool:
         """Ask for an event at the next message; True if one is already there (final check)."""
 
-def grant_map(table: WriteableBuffer, reference: int, domain: int, readonly: bool) -> int:
-    """Mark a version 1 grant entry in use, as the hypervisor would; return its frame.
+    def change_slot_size(self, slot_size: int) -> None:
+        """Go on with slots of another size (a Xen frontend that found out its backend's ABI).
 
-    Raises vscsi.wire.errors.GrantError if the entry does not permit it.
+        Raises ValueError unless the ring is idle and has as many entries with either size.
+        """
+
+    def close(self) -> None:
+        """Let go of the buffers; a second call does nothing."""
+
+@final
+class PageMap:
+    """Pages of 4096 bytes of a file, mapped at consecutive addresses; a buffer of them all.
+
+    They are unmapped when the object and the last view of it are gone.
     """
 
-def grant_unmap(table: WriteableBuffer, reference: int, readonly: bool, *, writing: bool) -> None:
-    """Clear GTF_reading/GTF_writing."""
+    def __new__(cls, fd: int, frames: Sequence[int], *, readonly: bool) -> PageMap:
+        """Map the frames (page numbers in the file) in this order; they may repeat.
+
+        Raises OSError (EINVAL for a frame beyond the end). `fd` is not kept. The file must be one
+        that cannot shrink (F_SEAL_SHRINK): touching a page that is gone kills the process.
+        """
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def grant_map(table: WriteableBuffer, reference: int, domain: int, *, readonly: bool) -> int:
+    """Mark a version 1 grant entry in use, as the hypervisor would; return its frame.
+
+    Raises vscsi.wire.errors.GrantError if the entry does not permit it, or is not in the table.
+    """
+
+def grant_unmap(table: WriteableBuffer, reference: int, *, reading: bool, writing: bool) -> None:
+    """Clear the marks GTF_reading, GTF_writing or both."""
 
 def grant_set(
-    table: WriteableBuffer, reference: int, domain: int, frame: int, readonly: bool
+    table: WriteableBuffer, reference: int, domain: int, frame: int, *, readonly: bool
 ) -> None:
-    """Publish an entry: domid and frame first, then (release) the flags."""
+    """Publish an entry that permits access: the frame first, then (release) domid and flags."""
 
 def grant_end(table: WriteableBuffer, references: Sequence[int]) -> list[int]:
     """Revoke entries by compare-and-swap; return those still in use (not revoked)."""

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of the Python binding share; stable ABI of 3.11, heap types. */
+#ifndef VSCSI_BINDING_H
+#define VSCSI_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct core_state {
+    PyTypeObject *ring_end;
+    PyTypeObject *page_map;
+    PyObject *ring_error;  /* vscsi.wire.errors.RingError */
+    PyObject *grant_error; /* vscsi.wire.errors.GrantError */
+};
+
+extern PyType_Spec ring_end_spec;
+extern PyType_Spec page_map_spec;
+
+/* A method table's entry for a function that takes keywords. */
+#define METHOD(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
+
+/* An "O&" converter to uint32_t; unlike "I" it refuses what does not fit. */
+int convert_u32(PyObject *object, void *result);
+
+/* Free an object of one of our heap types. */
+void free_object(PyObject *self);
+
+#endif
