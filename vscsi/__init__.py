@@ -18,4 +18,16 @@ An initiator calls `connect(url)`, gets an `Hba`, and its frontend end puts a me
 the backend end in `vscsi serve` takes it, makes a `Task`, and a `Target` executes it on a store.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vscsi.transport.hba import Hba
+
 __version__ = "0.1.0"
+
+
+def connect(url: str) -> "Hba":
+    """Connect to a path such as "srp:DIR"; see `vscsi.transport.connect.connect`."""
+    from vscsi.transport.connect import connect as connect_path  # the wire needs no transport
+
+    return connect_path(url)

@@ -23,7 +23,7 @@ PAGE_SIZE = 4096
 
 
 class DomainError(Exception):
-    """The other domain, or the hypervisor between us, is gone."""
+    """The other domain or the hypervisor between us is gone, or has no more to lend."""
 
 
 class Mapping(Protocol):
@@ -38,6 +38,9 @@ class Mapping(Protocol):
 
     def contiguous(self) -> memoryview:
         """Return all pages as one view, in order of the references (for rings)."""
+
+    def runs(self) -> Sequence[memoryview]:
+        """Return the pages as views of as many consecutive ones as lie together (for data)."""
 
     def unmap(self) -> None:
         """End the mapping and release its grants; a second call does nothing."""

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: MIT
+"""What every ring protocol's backend end does: take, copy, hand over; answer; close in order."""
+
+import logging
+import os
+import select
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Protocol
+
+from vscsi.domain.base import EventChannel, GrantMapper
+from vscsi.domain.base import Mapping as GrantMapping
+from vscsi.domain.xenbus import Keys, Reader
+from vscsi.ring import RingEnd
+from vscsi.transport.tap import RingPath, TapSwitch
+from vscsi.wire.errors import WireError
+from vscsi.wire.record import Way
+
+log = logging.getLogger(__name__)
+
+BATCH = 64
+"""Slots taken at once; their answers are published together."""
+SPURIOUS_EVENTS = 64
+"""Events without work in a row, after which events are looked at once a millisecond (XSA-332)."""
+
+
+class Peer(Protocol):
+    """What a backend end needs of the hypervisor about one frontend's domain."""
+
+    domain: int
+
+    @property
+    def grants(self) -> GrantMapper:
+        """The domain's grant table."""
+
+    def bind(self, port: int) -> EventChannel:
+        """Bind an event channel that the domain allocated; WireError if there is none."""
+
+
+@dataclass(slots=True)
+class BackendStatistics:
+    """Counters of one backend end since its frontend connected."""
+
+    requests: int = 0
+    answers: int = 0
+    staged_bytes: int = 0
+    wire_errors: int = 0
+    notifications_sent: int = 0
+    notifications_received: int = 0
+
+
+@dataclass(slots=True)
+class Connection:
+    """What a backend end holds while it is connected; all of it is given back at the end."""
+
+    ring: RingEnd
+    events: EventChannel
+    mappings: tuple[GrantMapping, ...]
+    path: RingPath
+
+
+class RingBackend(ABC):
+    """One device's backend end: while connected, a thread of its own serves its ring.
+
+    A xenbus `BackendDriver`. Subclasses say how a frontend's keys become a `Connection` and what a
+    message means. A frontend that breaks the rules costs itself its channel: `on_failure(reason)`
+    is called (once, from any thread), and the owner closes the device.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, peer: Peer, device: int, tap: TapSwitch) -> None:
+        self.peer = peer
+        self.device = device
+        self.tap = tap
+        self.statistics = BackendStatistics()
+        self.on_failure: Callable[[str], None] = lambda _reason: None
+        self.connection: Connection | None = None
+        self.in_flight = 0
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._wake = -1
+        self._stopping = False
+        self._in_batch = False
+        self._index = 0
+        self._idle_events = 0
+
+    # What a protocol says.
+
+    @abstractmethod
+    def features(self) -> Keys:
+        """Return what is published before InitWait."""
+
+    @abstractmethod
+    def attach(self, frontend: Reader) -> tuple[Connection, Keys]:
+        """Map what the frontend's keys name; return it, and what is published with Connected.
+
+        Raises WireError for keys that cannot be, and holds nothing then.
+        """
+
+    @abstractmethod
+    def message(self, slot: bytes) -> None:
+        """Handle one message, copied from the ring; raise WireError to close the channel."""
+
+    def quiesce(self) -> None:  # noqa: B027 - most have something to do, none must
+        """Return when nobody touches the frontend's memory any more."""
+
+    def parameters(self) -> Mapping[str, object]:
+        """Return what was negotiated."""
+        return {}
+
+    # xenbus (a BackendDriver)
+
+    def connect(self, frontend: Reader) -> Keys:
+        """Attach the frontend's ring and serve it."""
+        connection, properties = self.attach(frontend)
+        self.statistics = BackendStatistics()
+        self.in_flight = 0
+        self._stopping = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.connection = connection
+        name = f"{self.kind}-{self.peer.domain}-{self.device}"
+        self._thread = threading.Thread(target=self._serve, args=(connection,), name=name)
+        self._thread.start()
+        return properties
+
+    def connected(self, _frontend: Reader) -> Keys:
+        """Take notice that the frontend is Connected."""
+        return {}
+
+    def reconfigure(self, _frontend: Reader) -> Keys:
+        """Change what is served, where the protocol has that."""
+        return {}
+
+    def disconnect(self) -> None:
+        """Stop serving and give back everything; does nothing where nothing is served."""
+        connection, thread = self.connection, self._thread
+        if connection is None or thread is None:
+            return
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        thread.join()
+        self.quiesce()
+        with self._lock:
+            self.connection = None
+            self._thread = None
+            connection.ring.close()
+            os.close(self._wake)
+        connection.events.close()
+        for mapping in connection.mappings:
+            mapping.unmap()
+
+    def map_rings(self, references: Sequence[Sequence[int]]) -> tuple[GrantMapping, ...]:
+        """Map each ring's pages; WireError, and none is mapped, if one cannot be."""
+        mappings: list[GrantMapping] = []
+        try:
+            for each in references:
+                mappings.append(self.peer.grants.map(each, readonly=False))
+                mappings[-1].contiguous()
+        except OSError as error:
+            unmap(mappings)
+            raise WireError(f"the ring cannot be mapped: {error.strerror}") from error
+        except WireError:
+            unmap(mappings)
+            raise
+        return tuple(mappings)
+
+    def bind(self, frontend: Reader, mappings: Sequence[GrantMapping]) -> EventChannel:
+        """Bind the frontend's event channel; unmap the mappings if that fails."""
+        try:
+            return self.peer.bind(frontend.number("event-channel"))
+        except WireError:
+            unmap(mappings)
+            raise
+
+    # What the device's owner asks.
+
+    def report(self) -> dict[str, object]:
+        """Return counters, the serving thread's CPU time (ns), and what was negotiated."""
+        return {**asdict(self.statistics), "cpu_ns": self.cpu_ns(), **self.parameters()}
+
+    def cpu_ns(self) -> int:
+        """Return the CPU time that the serving thread has used, in nanoseconds."""
+        thread = self._thread
+        if thread is None or thread.ident is None or not thread.is_alive():
+            return 0
+        return time.clock_gettime_ns(time.pthread_getcpuclockid(thread.ident))
+
+    # What a protocol uses.
+
+    def answer(self, message: bytes, *, slots: int = 1, keep: bool = False) -> None:
+        """Put an answer on the ring, from any thread; after `stop` it goes nowhere.
+
+        The answers to one batch are published together. slots: how many the request occupied
+        (all but the first stay empty). keep: leave the rest of the slot as it is.
+        """
+        with self._lock:
+            connection = self.connection
+            if connection is None:
+                return
+            ring = connection.ring
+            try:
+                self._show(connection, Way.TO_INITIATOR, ring.put_index, message, b"")
+                put = ring.put_keep if keep else ring.put
+                for slot in range(slots):
+                    if not put(message if slot == 0 else b""):
+                        raise WireError("the frontend leaves no room for answers")
+                self.statistics.answers += 1
+                if not self._in_batch:
+                    self._publish(connection)
+            except WireError as error:
+                self.fail(error)
+
+    def show_request(self, slot: bytes, descriptors: bytes = b"") -> None:
+        """Show the message that is being handled to the tap; descriptors: copied segment lists."""
+        connection = self.connection
+        if connection is not None:
+            self._show(connection, Way.TO_TARGET, self._index, slot, descriptors)
+
+    def count(self, change: int) -> None:
+        """Count a request that began (+1) or was answered or dropped (-1)."""
+        with self._lock:
+            self.in_flight += change
+
+    # The loop.
+
+    def _show(
+        self,
+        connection: Connection,
+        way: Way,
+        index: int,
+        message: bytes,
+        descriptors: bytes,
+    ) -> None:
+        if self.tap.active:
+            self.tap(connection.path, way, index, self.in_flight, message, descriptors)
+
+    def _publish(self, connection: Connection) -> None:
+        if connection.ring.publish():
+            connection.events.notify()
+            self.statistics.notifications_sent += 1
+
+    def fail(self, error: WireError) -> None:
+        """Close the channel because of what its frontend did; any thread, does not wait."""
+        self.statistics.wire_errors += 1
+        if not self._stopping:
+            self._stopping = True
+            self.on_failure(str(error))
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            while not self._stopping:
+                if not self._batch(connection) and not connection.ring.arm():
+                    self._sleep(connection)
+        except WireError as error:
+            self.fail(error)
+        except Exception as error:  # a fault of ours costs this channel alone, and is reported
+            log.exception("%s: internal error", threading.current_thread().name)
+            self.fail(WireError(f"internal error: {error!r}"))
+
+    def _batch(self, connection: Connection) -> int:
+        slots = connection.ring.take(BATCH)
+        if not slots:
+            return 0
+        self._idle_events = 0
+        self._in_batch = True
+        try:
+            first = connection.ring.take_index - len(slots)
+            for offset, slot in enumerate(slots):
+                self._index = (first + offset) & 0xFFFF_FFFF
+                self.statistics.requests += 1
+                self.message(slot)
+        finally:
+            with self._lock:
+                self._in_batch = False
+                self._publish(connection)
+        return len(slots)
+
+    def _sleep(self, connection: Connection) -> None:
+        """Wait for an event; a frontend that sends events without work is looked at less often."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        if self._idle_events > SPURIOUS_EVENTS:
+            poll.poll(1)
+        poll.register(connection.events.fileno(), select.POLLIN)
+        poll.poll()
+        connection.events.clear()
+        self._idle_events += 1
+        self.statistics.notifications_received += 1
+
+
+def unmap(mappings: Sequence[GrantMapping]) -> None:
+    """Unmap all of them."""
+    for mapping in mappings:
+        mapping.unmap()

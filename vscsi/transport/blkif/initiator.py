@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: MIT
+"""CDBs over blkif, as xenvbd did: reads, writes and flushes cross the ring, the rest is local.
+
+A logical unit of our own stands in front of the ring and answers what blkif has no word for
+(INQUIRY, READ CAPACITY, MODE SENSE, ...), from what the backend publishes. It also refuses what
+cannot cross: so every refusal has the sense that the embedded target would give.
+"""
+
+import errno
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from vscsi.domain.base import PAGE_SIZE, DomainError
+from vscsi.target.base import Attribute, Nexus, ServiceResponse, Status
+from vscsi.target.buffers import gather, scatter, slice_views
+from vscsi.target.disk import Disk
+from vscsi.target.router import TaskRouter
+from vscsi.transport.blkif.frontend import BlkifRing, BlkRequest
+from vscsi.transport.call import CallInitiator
+from vscsi.transport.initiator import (
+    Buffer,
+    Command,
+    ManagementCommand,
+    TransportError,
+    page_pieces,
+)
+from vscsi.wire import cdb as cdbs
+from vscsi.wire.blkif import SECTOR_SIZE, Operation, RspStatus
+from vscsi.wire.errors import WireError
+from vscsi.wire.lun import logical_unit_number
+from vscsi.wire.parameters import parse_unmap
+from vscsi.wire.sense import Sense, SenseKey
+
+READS = frozenset({"READ(6)", "READ(10)", "READ(12)", "READ(16)"})
+WRITES = frozenset({"WRITE(6)", "WRITE(10)", "WRITE(12)", "WRITE(16)"})
+FLUSHES = frozenset({"SYNCHRONIZE CACHE(10)", "SYNCHRONIZE CACHE(16)"})
+LOCAL = frozenset(
+    {
+        "INQUIRY",
+        "MODE SENSE(6)",
+        "MODE SENSE(10)",
+        "READ CAPACITY(10)",
+        "READ CAPACITY(16)",
+        "REPORT LUNS",
+        "REPORT SUPPORTED OPERATION CODES",
+        "REQUEST SENSE",
+        "TEST UNIT READY",
+    }
+)
+CARRIED = READS | WRITES | FLUSHES | LOCAL | {"UNMAP"}
+READ_ERROR = Sense(SenseKey.MEDIUM_ERROR, 0x11, 0x00)
+NOT_SUPPORTED = Sense(SenseKey.ILLEGAL_REQUEST, 0x20, 0x00)
+MAX_UNMAP_RANGES = 256
+WRITE_ERROR = Sense(SenseKey.MEDIUM_ERROR, 0x0C, 0x00)
+STAGED_BYTES = 128 << 10
+"""Bytes of one piece of an unaligned transfer: what is staged at a time."""
+NEXUS = Nexus("blkif", "blkif")
+
+
+class RingStore:
+    """The vbd as the local logical unit sees it: a size. Data never goes this way."""
+
+    alignment = SECTOR_SIZE
+    staged_bytes = 0
+
+    def __init__(self, size_bytes: int, *, readonly: bool, can_discard: bool) -> None:
+        self.size_bytes = size_bytes
+        self.readonly = readonly
+        self.can_discard = can_discard
+
+    def readv(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Refuse."""
+        raise OSError(errno.EOPNOTSUPP, "data crosses the ring")
+
+    def writev(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Refuse."""
+        raise OSError(errno.EOPNOTSUPP, "data crosses the ring")
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """Refuse."""
+        raise OSError(errno.EOPNOTSUPP, "data crosses the ring")
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class BlkifUnit(Disk):
+    """The local logical unit: only what CDBs over blkif can do."""
+
+    def __init__(self, store: RingStore, *, block_size: int) -> None:
+        super().__init__(store, block_size=block_size, product="VBD")
+        self.commands = {row: entry for row, entry in self.commands.items() if row.name in CARRIED}
+
+
+class BlkifInitiator(BlkifRing):
+    """An `Initiator` of one disk, LUN 0, whose data crosses a blkif ring.
+
+    blkif has no task attributes and no task management: ORDERED is kept by letting the ring run
+    empty before and after, HEAD OF QUEUE by going first; functions are answered NOT SUPPORTED.
+    """
+
+    def open(self) -> None:
+        """Connect, and stand the local logical unit in front of the ring."""
+        super().open()
+        disk = self.disk
+        router = TaskRouter()
+        store = RingStore(disk.size_bytes, readonly=disk.readonly, can_discard=disk.discard)
+        router.add(0, BlkifUnit(store, block_size=disk.block_size))
+        self._local = CallInitiator(router, NEXUS)
+        self._gate = Gate()
+
+    def submit(self, command: Command) -> None:
+        """Start a command."""
+        self.statistics.commands += 1
+        try:
+            begin = self._plan(command)
+        except WireError:  # a CDB or parameter list that the local unit has to refuse
+            begin = None
+        if begin is None:
+            self._local.submit(command)
+        else:
+            self._gate.enter(command, begin)
+
+    def manage(self, request: ManagementCommand) -> None:
+        """Answer that there is no task management."""
+        request.response = ServiceResponse.NOT_SUPPORTED
+        request.done(request)
+
+    def _plan(self, command: Command) -> Callable[[], None] | None:
+        """Return what starts a command on the ring, None if it is the local unit's."""
+        cdb = cdbs.decode(command.cdb)
+        name = cdb.row.name
+        disk = self.disk
+        end = (cdb.lba + cdb.blocks) * disk.block_size
+        if logical_unit_number(command.lun) != 0 or cdb.naca or cdb.protect:
+            return None
+        if end > disk.size_bytes:
+            return None
+        wanted = cdb.blocks * disk.block_size
+        sector = cdb.lba * disk.block_size // SECTOR_SIZE
+        if name in READS and wanted and command.data_in:
+            return partial(self._read, command, sector, wanted)
+        if disk.readonly:
+            return None
+        if name in WRITES and wanted and command.data_out_length >= wanted:
+            return partial(self._write, command, sector, wanted, cdb.fua)
+        if name in FLUSHES and (disk.flush or disk.barrier):
+            return partial(self._flush, command)
+        if name == "UNMAP" and disk.discard:
+            return self._plan_unmap(command, cdb.parameter_list_length)
+        return None
+
+    # Transfers
+
+    def _read(self, command: Command, sector: int, wanted: int) -> None:
+        command.residual = command.data_in_length - wanted
+        moved = min(wanted, command.data_in_length)
+        transfer = Transfer(self, command, Operation.READ, sector, command.data_in, moved)
+        transfer.start(partial(self._end, command, READ_ERROR))
+
+    def _write(self, command: Command, sector: int, wanted: int, fua: bool) -> None:
+        command.residual = command.data_out_length - wanted
+        transfer = Transfer(self, command, Operation.WRITE, sector, command.data_out, wanted)
+        transfer.start(partial(self._written, command, fua))
+
+    def _written(self, command: Command, fua: bool, status: RspStatus) -> None:
+        """FUA: blkif has no such bit, so a flush follows the write (as blkfront has it)."""
+        if fua and status is RspStatus.OKAY and (self.disk.flush or self.disk.barrier):
+            self._flush(command)
+        else:
+            self._end(command, WRITE_ERROR, status)
+
+    def _flush(self, command: Command) -> None:
+        operation = Operation.FLUSH_DISKCACHE if self.disk.flush else Operation.WRITE_BARRIER
+        self.request(BlkRequest(operation, partial(self._end, command, WRITE_ERROR)))
+
+    def _plan_unmap(self, command: Command, length: int) -> Callable[[], None] | None:
+        if not 0 < length <= command.data_out_length:
+            return None
+        block = self.disk.block_size
+        ranges = parse_unmap(gather([each.view for each in command.data_out], length))
+        fits = all((lba + blocks) * block <= self.disk.size_bytes for lba, blocks in ranges)
+        if not fits or len(ranges) > MAX_UNMAP_RANGES or not any(blocks for _, blocks in ranges):
+            return None
+        command.residual = command.data_out_length - length
+        return partial(self._unmap, command, [each for each in ranges if each[1]])
+
+    def _unmap(self, command: Command, ranges: list[tuple[int, int]]) -> None:
+        per_block = self.disk.block_size // SECTOR_SIZE
+        join = Join(len(ranges), partial(self._end, command, WRITE_ERROR))
+        for lba, blocks in ranges:
+            self.request(
+                BlkRequest(
+                    Operation.DISCARD,
+                    join.done,
+                    sector=lba * per_block,
+                    sectors=blocks * per_block,
+                )
+            )
+
+    def request(self, request: BlkRequest) -> None:
+        """Put a request on the ring; one that the channel refuses is done with ERROR."""
+        try:
+            self.enqueue([request])
+        except TransportError:
+            request.done(RspStatus.ERROR)
+
+    def _end(self, command: Command, error: Sense, status: RspStatus) -> None:
+        """End a command with what its last request came to."""
+        if self._failure is not None:
+            command.error = TransportError(self._failure)
+        elif status is not RspStatus.OKAY:
+            sense = NOT_SUPPORTED if status is RspStatus.EOPNOTSUPP else error
+            command.status = Status.CHECK_CONDITION
+            command.sense = sense.build()
+            command.residual = command.data_in_length + command.data_out_length
+        self._gate.leave(command)
+        command.done(command)
+
+
+class Join:
+    """Several requests of one command: `then` gets the worst status when all are done."""
+
+    def __init__(self, count: int, then: Callable[[RspStatus], None]) -> None:
+        self._count = count
+        self._then = then
+        self._worst = RspStatus.OKAY
+        self._lock = threading.Lock()
+
+    def done(self, status: RspStatus) -> None:
+        """One of the requests is done."""
+        with self._lock:
+            self._worst = min(self._worst, status)
+            self._count -= 1
+            last = not self._count
+        if last:
+            self._then(self._worst)
+
+
+class Transfer:
+    """A command's data as requests: straight from its buffers, or staged where they do not lie on
+    sectors, one piece after the other.
+    """
+
+    def __init__(
+        self,
+        path: BlkifInitiator,
+        command: Command,
+        operation: Operation,
+        sector: int,
+        buffers: Sequence[Buffer],
+        length: int,
+    ) -> None:
+        """Move `length` bytes; of the last sector a read takes only what the buffers hold."""
+        self._path = path
+        self._command = command
+        self._operation = operation
+        self._sector = sector
+        self._buffers = buffers
+        self._length = length
+
+    def start(self, then: Callable[[RspStatus], None]) -> None:
+        """Send the requests; `then` is called with the worst status."""
+        edges = (edge for buffer in self._buffers for edge in (buffer.address, len(buffer)))
+        if self._length % SECTOR_SIZE or any(edge % SECTOR_SIZE for edge in edges):
+            self._stage(0, then)
+            return
+        pieces = page_pieces(first_bytes(self._buffers, self._length))
+        most = self._path.max_segments
+        parts = [pieces[at : at + most] for at in range(0, len(pieces), most)]
+        join = Join(len(parts), then)
+        sector = self._sector
+        for part in parts:
+            self._path.request(BlkRequest(self._operation, join.done, sector, part))
+            sector += sum(length for _, length in part) // SECTOR_SIZE
+
+    def _stage(self, offset: int, then: Callable[[RspStatus], None]) -> None:
+        length = min(self._length - offset, self._path.max_segments * PAGE_SIZE, STAGED_BYTES)
+        sectors = -(-length // SECTOR_SIZE)
+        try:
+            staging = self._path.alloc(sectors * SECTOR_SIZE)
+        except DomainError:
+            then(RspStatus.ERROR)
+            return
+        views = [buffer.view for buffer in self._buffers]
+        if self._operation is Operation.WRITE:
+            staging.view[:length] = gather(slice_views(views, offset, length), length)
+        self._path.statistics.staged_bytes += length
+
+        def done(status: RspStatus) -> None:
+            if self._operation is Operation.READ and status is RspStatus.OKAY:
+                scatter(bytes(staging.view[:length]), slice_views(views, offset, length))
+            self._path.free(staging)
+            if status is not RspStatus.OKAY or offset + length >= self._length:
+                then(status)
+            else:
+                self._stage(offset + length, then)
+
+        sector = self._sector + offset // SECTOR_SIZE
+        self._path.request(BlkRequest(self._operation, done, sector, page_pieces([staging])))
+
+
+class Gate:
+    """Keeps ORDERED commands in order on a path that has no task attributes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._ordered = False
+        self._held: deque[tuple[Command, Callable[[], None]]] = deque()
+
+    def enter(self, command: Command, begin: Callable[[], None]) -> None:
+        """Begin a command now, or when those before it allow it."""
+        with self._lock:
+            if command.attribute is not Attribute.HEAD_OF_QUEUE and (
+                self._held or self._ordered or self._must_wait(command)
+            ):
+                self._held.append((command, begin))
+                return
+            self._count(command)
+        begin()
+
+    def leave(self, command: Command) -> None:
+        """A command that began is done; begin those that may."""
+        ready = []
+        with self._lock:
+            self._inside -= 1
+            if command.attribute is Attribute.ORDERED:
+                self._ordered = False
+            while self._held and not self._ordered and not self._must_wait(self._held[0][0]):
+                command, begin = self._held.popleft()
+                self._count(command)
+                ready.append(begin)
+        for begin in ready:
+            begin()
+
+    def _must_wait(self, command: Command) -> bool:
+        return command.attribute is Attribute.ORDERED and self._inside > 0
+
+    def _count(self, command: Command) -> None:
+        self._inside += 1
+        if command.attribute is Attribute.ORDERED:
+            self._ordered = True
+
+
+def first_bytes(buffers: Sequence[Buffer], length: int) -> Iterator[Buffer]:
+    """Yield the first `length` bytes of buffers."""
+    for buffer in buffers:
+        part = buffer[: min(length, len(buffer))]
+        length -= len(part)
+        if len(part):
+            yield part

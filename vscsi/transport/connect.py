@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""From a path's URL to an `Hba`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from vscsi.transport.blkif.frontend import FIRST_VBD
+from vscsi.transport.blkif.initiator import BlkifInitiator
+from vscsi.transport.export import VBD_STEP
+from vscsi.transport.frontend import RingInitiator
+from vscsi.transport.hba import Hba
+from vscsi.transport.srp.frontend import SrpInitiator
+from vscsi.transport.vscsiif.frontend import VscsiifInitiator
+from vscsi.wire.blkif import LAYOUTS
+from vscsi.wire.errors import SetupError
+
+USAGE = """PATH is srp:DIR, vscsiif:DIR or blkif:DIR, DIR a directory that `vscsi serve` serves.
+Options follow a question mark: srp: ring-order=0..4; blkif: disk=N, ring-order=0..4,
+protocol=x86_64-abi|x86_32-abi|probe, segments=indirect|blocks."""
+
+
+def connect(url: str) -> Hba:
+    """Connect to a served directory over the path that a URL names.
+
+    Raises SetupError for a URL that is none, or if nobody serves the directory; TransportError if
+    the device cannot be connected.
+    """
+    kind, colon, rest = url.partition(":")
+    path, _, query = rest.partition("?")
+    make = PATHS.get(kind)
+    if make is None or not colon or not path:
+        raise SetupError("use", repr(url), "it is no path", USAGE)
+    try:
+        options = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+        initiator = make(Path(path), options)
+    except (ValueError, KeyError) as error:
+        raise SetupError("use", repr(url), f"bad options ({error})", USAGE) from error
+    if options:
+        initiator.close()
+        raise SetupError("use", repr(url), f"no option {', '.join(options)}", USAGE)
+    initiator.open()
+    return Hba(initiator)
+
+
+def _order(options: dict[str, str], default: int) -> int:
+    order = int(options.pop("ring-order", default))
+    if not 0 <= order <= 4:
+        raise ValueError("ring-order is 0 to 4")
+    return order
+
+
+def _srp(directory: Path, options: dict[str, str]) -> SrpInitiator:
+    return SrpInitiator(directory, ring_order=_order(options, 2))
+
+
+def _vscsiif(directory: Path, _options: dict[str, str]) -> VscsiifInitiator:
+    return VscsiifInitiator(directory)
+
+
+def _blkif(directory: Path, options: dict[str, str]) -> BlkifInitiator:
+    protocol = options.pop("protocol", "x86_64-abi")
+    if protocol != "probe" and protocol not in LAYOUTS:
+        raise ValueError(f"protocol {protocol}")
+    segments = options.pop("segments", "indirect")
+    if segments not in ("indirect", "blocks"):
+        raise ValueError(f"segments {segments}")
+    return BlkifInitiator(
+        directory,
+        handle=FIRST_VBD + VBD_STEP * int(options.pop("disk", 0)),
+        ring_order=_order(options, 1),
+        protocol=None if protocol == "probe" else protocol,
+        indirect=segments == "indirect",
+    )
+
+
+PATHS: dict[str, Callable[[Path, dict[str, str]], RingInitiator[Any]]] = { 
+    "srp": _srp,
+    "vscsiif": _vscsiif,
+    "blkif": _blkif,
+}

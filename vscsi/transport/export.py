@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT
+"""Serving a target: for each domain that attaches, the devices of all three protocols."""
+
+import hashlib
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vscsi.domain.base import StoreClient, StoreError
+from vscsi.domain.local import Answer, LocalHost, LocalMessage, LocalPeer
+from vscsi.domain.toolstack import VBD, VSCSI, VSRP, Device, create, remove
+from vscsi.domain.xenbus import Backend, Reader, XenbusState
+from vscsi.target.disk import Disk
+from vscsi.target.router import TaskRouter
+from vscsi.transport.backend import RingBackend
+from vscsi.transport.blkif.backend import BlkifBackend
+from vscsi.transport.blkif.frontend import FIRST_VBD
+from vscsi.transport.srp.backend import SrpBackend
+from vscsi.transport.srp.port import SrpPort
+from vscsi.transport.tap import TapSwitch
+from vscsi.transport.vscsiif.backend import VscsiifBackend
+from vscsi.wire.blkif import NATIVE, Layout
+
+VBD_STEP = 16
+"""Between the virtual device numbers of two disks (io/blkif.h)."""
+
+log = logging.getLogger(__name__)
+
+
+class Turns:
+    """A thread that calls what it is given, in order; one a domain.
+
+    Tearing a device down waits for what runs on it. Here a guest waits for itself alone.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name)
+        self._thread.start()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have something called, after what was posted before; any thread, does not wait."""
+        self._queue.put(call)
+
+    def end(self) -> None:
+        """End the thread after what was posted before; any thread, does not wait."""
+        self._queue.put(None)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait for the thread to end."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (call := self._queue.get()) is not None:
+            try:
+                call()
+            except Exception:  # one device's trouble is not the next one's
+                log.exception("%s", self._thread.name)
+
+
+class WatchingStore:
+    """A store client whose watch callbacks are called by a domain's own thread."""
+
+    def __init__(self, store: StoreClient, turns: Turns) -> None:
+        self._store = store
+        self._turns = turns
+        self.read = store.read
+        self.write = store.write
+        self.mkdir = store.mkdir
+        self.rm = store.rm
+        self.directory = store.directory
+        self.get_perms = store.get_perms
+        self.set_perms = store.set_perms
+        self.transaction = store.transaction
+
+    def watch(self, path: str, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Watch a path."""
+        return self._store.watch(path, lambda changed: self._turns.post(partial(callback, changed)))
+
+
+@dataclass(slots=True)
+class Served:
+    """One device of one domain."""
+
+    device: Device
+    end: RingBackend
+    half: Backend
+
+
+class Guest:
+    """One attached domain and its devices."""
+
+    def __init__(self, export: "Export", peer: LocalPeer) -> None:
+        self.peer = peer
+        self.devices: list[Served] = []
+        self._export = export
+        self._turns = Turns(f"domain-{peer.domain}")
+        self._store = WatchingStore(export.host.store, self._turns)
+        self._turns.post(self._plug)
+
+    def _plug(self) -> None:
+        export, peer = self._export, self.peer
+        units = export.disks
+        vscsi_units = {
+            f"vscsi-devs/dev-{at}/{key}": value
+            for at, number in enumerate(units)
+            for key, value in (
+                ("p-dev", str(number)),
+                ("v-dev", f"0:0:0:{number}"),
+                ("state", str(int(XenbusState.INITIALISING))),
+            )
+        }
+        self._serve(VSRP, 0, SrpBackend(peer, 0, export.tap, export.port), {})
+        vscsi = Device(VSCSI, peer.domain, 0)
+        own_keys = partial(Reader, self._store, vscsi.backend_path)
+        self._serve(
+            VSCSI, 0, VscsiifBackend(peer, 0, export.tap, export.router, own_keys), vscsi_units
+        )
+        for at, disk in enumerate(units.values()):
+            handle = FIRST_VBD + VBD_STEP * at
+            end = BlkifBackend(peer, at, export.tap, disk, export.blkif_layout)
+            mode = "r" if disk.write_protected else "w"
+            self._serve(VBD, handle, end, {"mode": mode})
+
+    def _serve(self, kind: str, handle: int, end: RingBackend, keys: Mapping[str, str]) -> None:
+        device = Device(kind, self.peer.domain, handle)
+        create(self._store, device, backend_keys=keys)
+        half = Backend(self._store, device.backend_path, end, partial(self._changed, device))
+        end.on_failure = lambda reason: self._turns.post(partial(self._failed, half, reason))
+        self.devices.append(Served(device, end, half))
+        half.start()
+
+    def _changed(self, device: Device, state: XenbusState, reason: str) -> None:
+        if reason:
+            log.warning("%s: %s (%s)", device.backend_path, reason, state.name)
+
+    def _failed(self, half: Backend, reason: str) -> None:
+        half.fail(reason)
+
+    def gone(self) -> None:
+        """Take the domain's devices down; any thread, does not wait."""
+        self._turns.post(self._unplug)
+        self._turns.end()
+
+    def _unplug(self) -> None:
+        for served in self.devices:
+            served.half.stop()
+        for served in self.devices:
+            remove(self._store, served.device)
+        try:
+            self._store.rm(f"/local/domain/{self.peer.domain}")
+        except StoreError as error:
+            log.debug("domain %d: %s", self.peer.domain, error)
+        self.peer.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the domain's devices are up, or on their way down."""
+        return self._turns.alive
+
+    def join(self) -> None:
+        """Wait until the domain's devices are down."""
+        self._turns.join()
+
+
+class Export:
+    """A target served in a directory over SRP, vscsiif and blkif (one vbd a disk)."""
+
+    def __init__(
+        self,
+        directory: Path,
+        disks: Mapping[int, Disk],
+        *,
+        workers: int = 0,
+        blkif_layout: Layout = NATIVE,
+        answers: Mapping[LocalMessage, Callable[[int, bytes], Answer]] | None = None,
+    ) -> None:
+        """disks: by logical unit number; they and their stores stay the caller's."""
+        self.disks = dict(disks)
+        self.tap = TapSwitch()
+        self.router = TaskRouter(workers=workers)
+        for number, disk in disks.items():
+            self.router.add(number, disk)
+        port_id = hashlib.sha256(str(directory.resolve()).encode()).digest()[:16]
+        self.port = SrpPort(self.router, port_id)
+        self.blkif_layout = blkif_layout
+        self.host = LocalHost(
+            directory,
+            on_domain=self._domain,
+            on_domain_gone=self._domain_gone,
+            answers={LocalMessage.STATISTICS: self._statistics, **(answers or {})},
+        )
+        self._guests: dict[int, Guest] = {}
+        self._leaving: list[Guest] = []
+
+    def start(self) -> None:
+        """Serve; SetupError if the directory cannot be."""
+        self.host.start()
+
+    def stop(self) -> None:
+        """Close all channels and stop; returns when nobody uses a disk any more."""
+        self.host.stop()
+        for guest in self._leaving:
+            guest.join()
+        self.router.close()
+
+    def _domain(self, peer: LocalPeer) -> None:
+        log.info("domain %d attached", peer.domain)
+        self._guests[peer.domain] = Guest(self, peer)
+
+    def _domain_gone(self, peer: LocalPeer) -> None:
+        log.info("domain %d is gone", peer.domain)
+        guest = self._guests.pop(peer.domain)
+        self._leaving = [each for each in self._leaving if each.alive] + [guest]
+        guest.gone()
+
+    def _statistics(self, domain: int, payload: bytes) -> Answer:
+        """Answer with one device's report; a domain may ask for its own."""
+        guest = self._guests.get(domain)
+        kind = payload.decode("ascii", "replace")
+        if guest is not None:
+            for served in guest.devices:
+                if served.device.kind == kind and served.end.connection is not None:
+                    return json.dumps(served.end.report()).encode(), ()
+        raise StoreError("ENOENT")

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: MIT
+"""What every ring protocol's frontend end does: connect, send, match answers, end in order."""
+
+import json
+import logging
+import os
+import select
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from vscsi.domain.base import PAGE_SIZE, DomainError, EventChannel, StoreError
+from vscsi.domain.local import BACKEND_DOMAIN, LocalGuest, LocalMessage
+from vscsi.domain.toolstack import Device
+from vscsi.domain.xenbus import Frontend, Keys, Reader, XenbusState
+from vscsi.ring import RingEnd
+from vscsi.transport.initiator import (
+    Buffer,
+    Command,
+    InitiatorStatistics,
+    ManagementCommand,
+    TransportError,
+)
+from vscsi.wire.errors import WireError
+
+CONNECT_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 5.0
+BATCH = 64
+MEMORY_BYTES = 64 << 20
+"""A guest's memory: rings, and the buffers of commands in flight."""
+
+_log = logging.getLogger(__name__)
+
+Request = TypeVar("Request")
+Completion = Callable[[], None]
+
+
+class RingInitiator(ABC, Generic[Request]):
+    """A frontend end over a ring: most of an `Initiator`, and a xenbus frontend driver.
+
+    `Request` is what occupies the ring under one id. Requests that find no slot (or credit) wait
+    in order. A receiver thread takes the answers, and publishes what `done` callbacks submitted
+    once per batch. A backend that answers what was never asked, or dies, costs the channel: then
+    every request ends with TransportError.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, directory: Path, handle: int) -> None:
+        """Attach a new domain to a served directory; SetupError if nobody serves it."""
+        self.statistics = InitiatorStatistics()
+        self.guest = LocalGuest(directory, memory_bytes=MEMORY_BYTES, on_lost=self._lost)
+        self.in_flight: dict[int, Request] = {}
+        self.ring: RingEnd | None = None
+        self._device = Device(self.kind, self.guest.domain, handle, BACKEND_DOMAIN)
+        self._waiting: deque[Request] = deque()
+        self._lock = threading.Lock()
+        self._events: EventChannel | None = None
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._receiver: threading.Thread | None = None
+        self._stopping = False
+        self._in_batch = False
+        self._failure: str | None = None
+        self._changed = threading.Condition()
+        self._state = XenbusState.UNKNOWN
+        self._reason = ""
+        self._half: Frontend | None = None
+        self._pages: list[tuple[list[int], list[int]]] = []
+        self._closed = False
+
+    # What a protocol says.
+
+    @abstractmethod
+    def submit(self, command: Command) -> None:
+        """Start a command; TransportError if the path cannot carry it, or has failed."""
+
+    @abstractmethod
+    def manage(self, request: ManagementCommand) -> None:
+        """Start a task management function."""
+
+    @abstractmethod
+    def room_for(self, request: Request) -> bool:
+        """Tell whether the ring takes a request now (called with the lock)."""
+
+    @abstractmethod
+    def put(self, request: Request) -> None:
+        """Put a request on the ring and into `in_flight` (called with the lock)."""
+
+    @abstractmethod
+    def answered(self, slot: bytes) -> Iterable[Completion]:
+        """Handle an answer copied from the ring (with the lock); return what to call without it.
+
+        Raises WireError if it answers nothing that is in flight, or breaks the format.
+        """
+
+    @abstractmethod
+    def cancelled(self, request: Request, error: TransportError) -> Completion:
+        """Return what to call to end a request that got no answer."""
+
+    @abstractmethod
+    def make_ring(self, backend: Reader) -> Keys:
+        """Choose, allocate and initialise the ring (`ring`); return the keys that say so."""
+
+    def take_properties(self, backend: Reader) -> Keys:
+        """Read what the backend published with Connected; return keys to publish with ours."""
+        return {}
+
+    # xenbus
+
+    def open(self) -> None:
+        """Connect the device; SetupError or TransportError says why it cannot be."""
+        try:
+            self._half = Frontend(
+                self.guest.store, self._device.frontend_path, self, self._on_state
+            )
+            self._half.start()
+            with self._changed:
+                settled = self._changed.wait_for(
+                    lambda: self._failure or self._state is XenbusState.CONNECTED or self._ended,
+                    CONNECT_TIMEOUT_S,
+                )
+        except (StoreError, DomainError) as error:
+            self.close()
+            raise TransportError(f"{self.kind}: {error}") from error
+        if self._state is not XenbusState.CONNECTED or self._failure:
+            reason = self._failure or self._reason or "closed"
+            if not settled:
+                reason = f"the backend is {self._state.name} after {CONNECT_TIMEOUT_S:g} s"
+            self.close()
+            raise TransportError(f"{self.kind} cannot be connected: {reason}")
+
+    @property
+    def _ended(self) -> bool:
+        return self._state is XenbusState.CLOSED and bool(self._reason)
+
+    def _on_state(self, state: XenbusState, reason: str) -> None:
+        with self._changed:
+            self._state = state
+            self._reason = reason or self._reason
+            self._changed.notify_all()
+        if state in (XenbusState.CLOSING, XenbusState.CLOSED) and reason:
+            self._fail(reason)
+
+    def prepare(self, backend: Reader) -> Keys:
+        """Make ring and event channel (xenbus, before Initialised)."""
+        keys = self.make_ring(backend)
+        self._events = self.guest.event_channel()
+        return {**keys, "event-channel": str(self._events.port)}
+
+    def connect(self, backend: Reader) -> Keys:
+        """Start receiving (xenbus, before Connected)."""
+        keys = self.take_properties(backend)
+        self._receiver = threading.Thread(target=self._receive, name=f"{self.kind}-receiver")
+        self._receiver.start()
+        return keys
+
+    def reconfigure(self, backend: Reader, state: XenbusState) -> Keys:
+        """Take notice of hot plug; units are found by asking, so there is nothing to do."""
+        return {}
+
+    def disconnect(self) -> None:
+        """Stop, end every request, let go of the ring (xenbus, at the end of a connection)."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        if self._receiver is not None and self._receiver is not threading.current_thread():
+            self._receiver.join()
+        self._fail("the channel was closed")
+        with self._lock:
+            if self.ring is not None:
+                self.ring.close()
+            self.ring = None
+        if self._events is not None:
+            self._events.close()
+
+    def close(self) -> None:
+        """Close the channel in order, then the domain. A second call does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        if self._half is not None:
+            self._half.close()
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: (
+                        self._state in (XenbusState.CLOSED, XenbusState.UNKNOWN)
+                        or self._failure == LOST
+                    ),
+                    CLOSE_TIMEOUT_S,
+                )
+            self._half.stop()
+        self.guest.close()
+        os.close(self._wake)
+
+    # Memory
+
+    def alloc(self, length: int) -> Buffer:
+        """Return a zeroed buffer of whole consecutive pages, of which `length` bytes are used."""
+        frames = self.guest.memory.alloc(-(-max(length, 1) // PAGE_SIZE), contiguous=True)
+        view = self.guest.memory.view(frames[0], len(frames))[:length]
+        return Buffer(view, frames[0] * PAGE_SIZE)
+
+    def free(self, buffer: Buffer) -> None:
+        """Give back what `alloc` returned."""
+        first = buffer.address // PAGE_SIZE
+        pages = -(-max(len(buffer), 1) // PAGE_SIZE)
+        try:
+            self.guest.memory.free(range(first, first + pages))
+        except ValueError:
+            # Still granted: the channel failed with the command in flight. The backend may have
+            # the pages mapped yet, so they stay out of use until the domain ends.
+            if self._failure is None:
+                raise
+
+    def ring_pages(self, pages: int) -> tuple[memoryview, list[int]]:
+        """Allocate pages for a ring and grant them; return their memory and references."""
+        frames = self.guest.memory.alloc(pages, contiguous=True)
+        references = self.guest.memory.grant(frames, BACKEND_DOMAIN, readonly=False)
+        self._pages.append((frames, references))
+        return self.guest.memory.view(frames[0], pages), references
+
+    # Sending
+
+    def enqueue(self, requests: Sequence[Request], *, first: bool = False) -> None:
+        """Send requests as slots come free, or `first`; TransportError if the channel failed."""
+        with self._lock:
+            if self._failure is not None or self.ring is None:
+                raise TransportError(self._failure or "the channel is not connected")
+            if first:
+                self._waiting.extendleft(reversed(requests))
+            else:
+                self._waiting.extend(requests)
+            self.pump()
+
+    def pump(self) -> None:
+        """Put what waits on the ring as far as there is room (with the lock)."""
+        if self.ring is None:
+            return
+        while self._waiting and self.room_for(self._waiting[0]):
+            self.put(self._waiting.popleft())
+        if not self._in_batch:
+            self._publish()
+
+    def _publish(self) -> None:
+        if self.ring is not None and self._events is not None and self.ring.publish():
+            self._events.notify()
+            self.statistics.notifications_sent += 1
+
+    # Receiving
+
+    def _receive(self) -> None:
+        ring, events = self.ring, self._events
+        if ring is None or events is None:
+            return
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        poll.register(events.fileno(), select.POLLIN)
+        try:
+            while not self._stopping:
+                slots = ring.take(BATCH)
+                if slots:
+                    self._batch(slots)
+                elif not ring.arm():
+                    poll.poll()
+                    events.clear()
+                    self.statistics.notifications_received += 1
+        except WireError as error:
+            self.statistics.wire_errors += 1
+            self._break(f"the backend broke the protocol: {error}")
+
+    def _batch(self, slots: Sequence[bytes]) -> None:
+        self._in_batch = True
+        try:
+            for slot in slots:
+                with self._lock:
+                    completions = self.answered(slot)
+                for complete in completions:
+                    complete()
+        finally:
+            with self._lock:
+                self._in_batch = False
+                self.pump()
+
+    # Failing
+
+    def _lost(self) -> None:
+        self._fail(LOST)
+
+    def _break(self, reason: str) -> None:
+        """Fail the channel from the receiver's thread, which closing it will join."""
+        self._fail(reason)
+        half = self._half
+        if half is not None:
+            threading.Thread(target=half.fail, args=(reason,), name="vscsi-closer").start()
+
+    def _fail(self, reason: str) -> None:
+        """End all requests; later ones are refused with the reason."""
+        with self._lock:
+            if self._failure is None:
+                self._failure = reason
+            error = TransportError(self._failure)
+            ended = [*self.in_flight.values(), *self._waiting]
+            self.in_flight.clear()
+            self._waiting.clear()
+            completions = [self.cancelled(request, error) for request in ended]
+        with self._changed:
+            self._changed.notify_all()
+        for complete in completions:
+            complete()
+
+    # Telling
+
+    def parameters(self) -> Mapping[str, object]:
+        """Return what was negotiated."""
+        ring = self.ring
+        entries = ring.entries if ring is not None else 0
+        return {"domain": self.guest.domain, "slots": entries}
+
+    def backend_statistics(self) -> Mapping[str, object]:
+        """Return the backend end's counters."""
+        try:
+            reply, _ = self.guest.ask(LocalMessage.STATISTICS, self.kind.encode())
+        except (StoreError, DomainError) as error:
+            raise TransportError(f"no statistics from the backend: {error}") from error
+        counters: dict[str, Any] = json.loads(reply)
+        return counters
+
+
+LOST = "the server is gone"

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: MIT
+"""The initiator's end of an SRP channel."""
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from construct import Container
+
+from vscsi.domain.base import PAGE_SIZE
+from vscsi.domain.local import BACKEND_DOMAIN
+from vscsi.domain.negotiate import (
+    DEFAULT_SLOT_SIZE,
+    RESPONSE_RING_REF,
+    RING_REF,
+    choose_rings,
+    choose_slot_size,
+)
+from vscsi.domain.xenbus import Keys, Reader
+from vscsi.ring import RingEnd
+from vscsi.target.base import Function, ServiceResponse
+from vscsi.transport.frontend import CONNECT_TIMEOUT_S, Completion, RingInitiator
+from vscsi.transport.initiator import (
+    Buffer,
+    Command,
+    ManagementCommand,
+    TransportError,
+    finish,
+)
+from vscsi.transport.outcome import status_of
+from vscsi.transport.srp.arena import Arena
+from vscsi.wire.errors import WireError
+from vscsi.wire.formats import build, parse, text
+from vscsi.wire.mad import (
+    MAD_VERSION,
+    SRP_VERSION,
+    AdapterInfoData,
+    MadStatus,
+    MadType,
+    OsType,
+    build_directory,
+    build_mad,
+    parse_mad,
+)
+from vscsi.wire.srp import (
+    BufferFormats,
+    IuType,
+    LoginRejectReason,
+    MemoryDescriptor,
+    RspFlags,
+    build_iu,
+    parse_iu,
+    rsp_code,
+)
+from vscsi.wire.srp_ring import SlotFormat, SlotHeader, build_slot, parse_slot
+
+RING_ORDER = 2
+"""Four pages a ring: 64 slots of 128 bytes."""
+ARENA_BYTES = 32 << 20
+DATA_HANDLE = 1
+LOGIN_TAG = 1 << 63
+COMMAND_BYTES = 48
+INDIRECT_BYTES = 20
+DESCRIPTOR_BYTES = 16
+TASK_MANAGEMENT_RESERVE = 1
+"""Credit that commands leave to task management (as Linux' initiator)."""
+
+Request = Command | ManagementCommand
+
+
+class SrpInitiator(RingInitiator[Request]):
+    """An SRP initiator port with one channel over two one-way rings."""
+
+    kind: ClassVar[str] = "vsrp"
+
+    def __init__(self, directory: Path, *, handle: int = 0, ring_order: int = RING_ORDER) -> None:
+        super().__init__(directory, handle)
+        self.port_id = secrets.token_bytes(16)
+        self.partner = ""
+        """What the target's end calls itself (adapter info)."""
+        self._ring_order = ring_order
+        self._limit = 0
+        self._request_limit = 0
+        self._max_iu_length = 0
+        self._next_tag = 0
+        self._tables: dict[int, Buffer] = {}
+        self._reply: Container | None = None
+        self._replied = threading.Condition()
+        self._arena: Arena | None = None
+        self.on_event: Callable[[bytes, bytes], None] = lambda _lun, _sense: None
+        """Called with LUN and sense data of each AER_REQ, from the receiver's thread."""
+
+    # Connecting
+
+    def make_ring(self, backend: Reader) -> Keys:
+        """Make both rings."""
+        choice = choose_rings(backend, self._ring_order)
+        slot_size = choose_slot_size(backend, DEFAULT_SLOT_SIZE)
+        requests, request_refs = self.ring_pages(choice.pages)
+        responses, response_refs = self.ring_pages(choice.pages)
+        self.ring = RingEnd.pair_front(requests, responses, slot_size)
+        self._max_iu_length = slot_size - SlotHeader.sizeof()
+        keys = choice.keys({RING_REF: request_refs, RESPONSE_RING_REF: response_refs})
+        return {**keys, "slot-size": str(slot_size)}
+
+    def take_properties(self, backend: Reader) -> Keys:
+        """Read the target port's name."""
+        try:
+            self._target_port = bytes.fromhex(backend.text("target-port-id"))
+        except ValueError as error:
+            raise WireError(f"target-port-id: {error}") from error
+        if len(self._target_port) != 16:
+            raise WireError(f"target-port-id of {len(self._target_port)} bytes")
+        return {}
+
+    def open(self) -> None:
+        """Connect, register the memory for data, say who is here, and log in."""
+        super().open()
+        try:
+            self._register()
+            self._exchange_adapter_info()
+            self._login()
+        except (TransportError, WireError) as error:
+            self.close()
+            raise TransportError(f"vsrp cannot be connected: {error}") from error
+
+    def _register(self) -> None:
+        memory = self.guest.memory
+        frames = memory.alloc(ARENA_BYTES // PAGE_SIZE, contiguous=True)
+        references = memory.grant(frames, BACKEND_DOMAIN, readonly=False)
+        directory = build_directory(references)
+        listing = memory.alloc(len(directory))
+        for frame, page in zip(listing, directory, strict=True):
+            memory.view(frame)[:] = page
+        listed = memory.grant(listing, BACKEND_DOMAIN, readonly=True)
+        self._mad(MadType.REGISTER_REGION, handle=DATA_HANDLE, pages=len(frames), directory=listed)
+        memory.end_access(listed)
+        memory.free(listing)
+        self._arena = Arena(DATA_HANDLE, memory.view(frames[0], len(frames)))
+
+    def _exchange_adapter_info(self) -> None:
+        info = {
+            "srp_version": SRP_VERSION,
+            "partition_name": f"domain {self.guest.domain}".encode().ljust(96, b"\0"),
+            "partition_number": self.guest.domain,
+            "mad_version": MAD_VERSION,
+            "os_type": OsType.LINUX,
+        }
+        data = build(AdapterInfoData, info)
+        buffer = self.alloc(len(data))
+        buffer.view[:] = data
+        self._mad(MadType.ADAPTER_INFO, length=len(data), buffer=DATA_HANDLE << 32 | buffer.address)
+        theirs = parse(AdapterInfoData, bytes(buffer.view), "adapter info")
+        self.partner = text(theirs.partition_name)
+        self.free(buffer)
+
+    def _login(self) -> None:
+        reply = self._ask(
+            SlotFormat.SRP,
+            build_iu(
+                IuType.LOGIN_REQ,
+                tag=LOGIN_TAG,
+                requested_max_it_iu_length=self._max_iu_length,
+                required_buffer_formats=BufferFormats.DIRECT | BufferFormats.INDIRECT,
+                initiator_port_id=self.port_id,
+                target_port_id=self._target_port,
+            ),
+        )
+        if reply.type is IuType.LOGIN_REJ:
+            reasons = {int(reason): reason.name.lower() for reason in LoginRejectReason}
+            reason = reasons.get(reply.reason, f"reason 0x{reply.reason:08x}")
+            raise TransportError(f"login rejected: {reason.replace('_', ' ')}")
+        with self._lock:
+            self._request_limit = self._limit = reply.request_limit_delta
+
+    def _mad(self, kind: MadType, **fields: Any) -> None:
+        reply = self._ask(SlotFormat.MAD, build_mad(kind, tag=int(kind), **fields))
+        if reply.status != MadStatus.SUCCESS:
+            raise TransportError(f"{kind.name.lower().replace('_', ' ')}: status {reply.status}")
+
+    def _ask(self, form: SlotFormat, unit: bytes) -> Container:
+        """Send a MAD or a login, of which one is outstanding at a time, and await its answer."""
+        with self._lock:
+            if self.ring is None or self._failure is not None or not self.send(form, unit):
+                raise TransportError(self._failure or "the channel is closed")
+            self._publish()
+        with self._replied:
+            answered = self._replied.wait_for(
+                lambda: self._reply is not None or self._failure is not None, CONNECT_TIMEOUT_S
+            )
+            reply, self._reply = self._reply, None
+        if reply is None:
+            raise TransportError(self._failure if answered and self._failure else "no answer")
+        return reply
+
+    # Memory
+
+    def alloc(self, length: int) -> Buffer:
+        """Return a zeroed buffer in the registered region."""
+        if self._arena is None:
+            raise TransportError("no memory is registered")
+        return self._arena.alloc(length)
+
+    def free(self, buffer: Buffer) -> None:
+        """Give back what `alloc` returned."""
+        if self._arena is not None:
+            self._arena.free(buffer)
+
+    # Commands
+
+    def submit(self, command: Command) -> None:
+        """Start a command."""
+        self.statistics.commands += 1
+        self.enqueue([command])
+
+    def manage(self, request: ManagementCommand) -> None:
+        """Start a task management function."""
+        self.enqueue([request], first=True)
+
+    def room_for(self, request: Request) -> bool:
+        """A slot, and credit; the last credit is for task management."""
+        reserve = 0 if isinstance(request, ManagementCommand) else TASK_MANAGEMENT_RESERVE
+        return self.ring is not None and self.ring.free > 0 and self._limit > reserve
+
+    def put(self, request: Request) -> None:
+        """Send a CMD or TSK_MGMT."""
+        tag = request.tag = self._next_tag
+        self._next_tag = (self._next_tag + 1) & (LOGIN_TAG - 1)
+        if isinstance(request, Command):
+            unit = self._command_iu(request)
+        else:
+            unit = build_iu(
+                IuType.TSK_MGMT,
+                tag=tag,
+                lun=request.lun,
+                function=request.function,
+                managed_tag=request.managed.tag if request.managed else 0,
+            )
+        self.send(SlotFormat.SRP, unit)
+        self._limit -= 1
+        self.in_flight[tag] = request
+
+    def _command_iu(self, command: Command) -> bytes:
+        cdb, more = command.cdb[:16], command.cdb[16:]
+        more += bytes(-len(more) % 4)
+        space = self._max_iu_length - COMMAND_BYTES - len(more)
+        return build_iu(
+            IuType.CMD,
+            tag=command.tag,
+            lun=command.lun,
+            attribute=command.attribute,
+            cdb=cdb.ljust(16, b"\0"),
+            additional_cdb=more,
+            data_out=self._area(command, command.data_out, space),
+            data_in=self._area(command, command.data_in, space),
+        )
+
+    def _area(
+        self, command: Command, buffers: Sequence[Buffer], space: int
+    ) -> Mapping[str, Any] | None:
+        """Return a descriptor area: direct, or indirect with its table in the unit if it fits."""
+        descriptors = [
+            {"address": buffer.address, "handle": DATA_HANDLE, "length": len(buffer)}
+            for buffer in buffers
+        ]
+        if not descriptors:
+            return None
+        if len(descriptors) == 1:
+            return descriptors[0]
+        total = sum(map(len, buffers))
+        length = DESCRIPTOR_BYTES * len(descriptors)
+        if INDIRECT_BYTES + length <= space:
+            table = {"address": 0, "handle": 0, "length": length}
+            return {"table": table, "total_length": total, "descriptors": descriptors}
+        memory = self.alloc(length)
+        memory.view[:] = b"".join(build(MemoryDescriptor, each) for each in descriptors)
+        self._tables[command.tag] = memory
+        table = {"address": memory.address, "handle": DATA_HANDLE, "length": length}
+        return {"table": table, "total_length": total, "descriptors": ()}
+
+    def send(self, form: SlotFormat, unit: bytes) -> bool:
+        """Put a unit on the ring (with the lock); False if there is no slot."""
+        return self.ring is not None and self.ring.put(build_slot(form, unit))
+
+    # Answers
+
+    def answered(self, slot: bytes) -> Iterable[Completion]:
+        """Handle a unit from the target."""
+        form, unit = parse_slot(slot)
+        if form is SlotFormat.MAD:
+            self._take_reply(parse_mad(unit))
+            return ()
+        iu = parse_iu(unit)
+        if iu.type is IuType.RSP:
+            return self._response(iu)
+        if iu.type in (IuType.LOGIN_RSP, IuType.LOGIN_REJ):
+            self._take_reply(iu)
+            return ()
+        if iu.type is IuType.CRED_REQ:
+            self._limit += iu.request_limit_delta
+            self.send(SlotFormat.SRP, build_iu(IuType.CRED_RSP, tag=iu.tag))
+            return ()
+        if iu.type is IuType.AER_REQ:
+            self._limit += iu.request_limit_delta
+            self.send(SlotFormat.SRP, build_iu(IuType.AER_RSP, tag=iu.tag))
+            return (lambda: self.on_event(iu.lun, iu.sense_data),)
+        if iu.type is IuType.T_LOGOUT:
+            raise WireError(f"the target logged out, reason {iu.reason}")
+        raise WireError(f"{iu.type.name} from a target")
+
+    def _take_reply(self, reply: Container) -> None:
+        with self._replied:
+            if self._reply is not None:
+                raise WireError("an answer to no question")
+            self._reply = reply
+            self._replied.notify_all()
+
+    def _response(self, rsp: Container) -> Iterable[Completion]:
+        request = self.in_flight.get(rsp.tag)
+        if request is None:
+            raise WireError(f"RSP to tag {rsp.tag}, which is not in flight")
+        code = rsp_code(rsp) or 0
+        aborted: list[Command] = []
+        if isinstance(request, Command):
+            self._take(request, rsp, code)
+        else:
+            aborted = self._managed(request, code)
+        error = TransportError("aborted by task management")
+        completions = [self.cancelled(command, error) for command in aborted]
+        for ended in (request, *aborted):
+            del self.in_flight[ended.tag]
+        self._limit += rsp.request_limit_delta
+        return [*completions, partial(finish, request)]
+
+    def _take(self, command: Command, rsp: Container, code: int) -> None:
+        if code:
+            command.error = TransportError(f"the target refused the request: RSP_CODE {code}")
+        else:
+            command.status = status_of(rsp.status)
+            command.sense = rsp.sense_data
+            command.residual = residual_of(rsp, command)
+        self._free_table(command)
+
+    def _managed(self, request: ManagementCommand, code: int) -> list[Command]:
+        """Take a function's outcome; return the commands that it aborted, which get no RSP."""
+        try:
+            request.response = ServiceResponse(code)
+        except ValueError:
+            raise WireError(f"RSP_CODE {code}") from None
+        if request.response is not ServiceResponse.FUNCTION_COMPLETE:
+            return []
+        return self._aborted_by(request)
+
+    def _aborted_by(self, request: ManagementCommand) -> list[Command]:
+        commands = [each for each in self.in_flight.values() if isinstance(each, Command)]
+        if request.function is Function.ABORT_TASK:
+            return [each for each in commands if each is request.managed]
+        # Sent before the function; what was sent after it was not affected.
+        return [each for each in commands if each.lun == request.lun and each.tag < request.tag]
+
+    def cancelled(self, request: Request, error: TransportError) -> Completion:
+        """Return what to call to end a request that got no answer."""
+        request.error = error
+        if isinstance(request, Command):
+            self._free_table(request)
+        return partial(finish, request)
+
+    def _free_table(self, command: Command) -> None:
+        table = self._tables.pop(command.tag, None)
+        if table is not None:
+            self.free(table)
+
+    def parameters(self) -> Mapping[str, object]:
+        """Return what was negotiated."""
+        return {
+            **super().parameters(),
+            "slot_bytes": self._max_iu_length + SlotHeader.sizeof(),
+            "request_limit": self._request_limit,
+            "partner": self.partner,
+        }
+
+
+def residual_of(rsp: Container, command: Command) -> int:
+    """Return a command's residual from RSP's flags, for the direction that it had a buffer for."""
+    if command.data_in:
+        under, over, residual = RspFlags.DIUNDER, RspFlags.DIOVER, rsp.data_in_residual
+    else:
+        under, over, residual = RspFlags.DOUNDER, RspFlags.DOOVER, rsp.data_out_residual
+    if rsp.flags & under and residual > command.data_in_length + command.data_out_length:
+        raise WireError(f"a residual of {residual} bytes, more than the buffer has")
+    return int(residual) if rsp.flags & under else -int(residual) if rsp.flags & over else 0

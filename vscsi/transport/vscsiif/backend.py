@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: MIT
+"""The backend end of vscsiif: what xen-scsiback does, for any target."""
+
+from collections.abc import Callable
+from typing import ClassVar, cast
+
+from construct import Container
+
+from vscsi.domain.base import PAGE_SIZE
+from vscsi.domain.base import Mapping as GrantMapping
+from vscsi.domain.keys import parse_state
+from vscsi.domain.xenbus import Keys, Reader, XenbusState
+from vscsi.ring import RingEnd
+from vscsi.target.base import (
+    Function,
+    Management,
+    Nexus,
+    ServiceResponse,
+    Status,
+    Target,
+    Task,
+)
+from vscsi.transport.backend import Connection, Peer, RingBackend
+from vscsi.transport.outcome import residuals
+from vscsi.transport.tap import RingPath, TapSwitch
+from vscsi.wire import cdb as cdbs
+from vscsi.wire import opcodes
+from vscsi.wire.errors import WireError
+from vscsi.wire.lun import encode
+from vscsi.wire.record import Protocol
+from vscsi.wire.vscsiif import (
+    RESET_FAILED,
+    RESET_SUCCESS,
+    SENSE_BUFFER_SIZE,
+    SLOT_SIZE,
+    Act,
+    Direction,
+    Host,
+    Segment,
+    build_response,
+    cdb_of,
+    pack_rslt,
+    parse_request,
+    parse_segments,
+    segments_of,
+)
+
+SG_GRANT_SEGMENTS = 256
+"""feature-sg-grant: segments that one request may name through granted descriptor memory."""
+
+
+class VscsiifBackend(RingBackend):
+    """One vscsi device: the logical units of a target as (channel, id, lun) of a virtual host."""
+
+    kind: ClassVar[str] = "vscsi"
+
+    def __init__(
+        self,
+        peer: Peer,
+        device: int,
+        tap: TapSwitch,
+        target: Target,
+        own_keys: Callable[[], Reader],
+    ) -> None:
+        """own_keys reads the backend's own directory, where the toolstack lists the units."""
+        super().__init__(peer, device, tap)
+        self.target = target
+        self._own_keys = own_keys
+        self._nexus = Nexus(f"{peer.domain}:vscsi", str(device))
+        self._units: dict[tuple[int, int, int], bytes] = {}
+
+    def features(self) -> Keys:
+        """Return what is published before InitWait."""
+        return {"feature-sg-grant": str(SG_GRANT_SEGMENTS)}
+
+    def attach(self, frontend: Reader) -> tuple[Connection, Keys]:
+        """Map the ring, which has one page, and take the units that are new."""
+        mappings = self.map_rings([[frontend.number("ring-ref")]])
+        events = self.bind(frontend, mappings)
+        ring = RingEnd.back(mappings[0].contiguous(), SLOT_SIZE)
+        self._units = {}
+        self.target.attach(self._nexus)
+        path = RingPath(Protocol.VSCSIIF, self.peer.domain, self.device)
+        return Connection(ring, events, mappings, path), self._plug(fresh=True)
+
+    def connected(self, _frontend: Reader) -> Keys:
+        """Say of the units that the frontend was offered that they are in use."""
+        own = self._own_keys()
+        return {
+            f"{unit}/state": str(int(XenbusState.CONNECTED))
+            for unit in unit_keys(own)
+            if parse_state(own.text(f"{unit}/state", "")) is XenbusState.INITIALISED
+        }
+
+    def reconfigure(self, _frontend: Reader) -> Keys:
+        """Take the units that the toolstack added, let go of those that it removes."""
+        return self._plug(fresh=False)
+
+    def _plug(self, *, fresh: bool) -> Keys:
+        """Follow the states of the units in our directory; return their new ones.
+
+        At a new connection (fresh) all that are not on their way out are offered anew.
+        """
+        own = self._own_keys()
+        present = set(self.target.luns())
+        keys = {}
+        for unit in unit_keys(own):
+            state = parse_state(own.text(f"{unit}/state", ""))
+            address = virtual_device(own.text(f"{unit}/v-dev"))
+            lun = encode(own.number(f"{unit}/p-dev", high=0xFFFF))
+            if state is XenbusState.CLOSING:
+                self._units.pop(address, None)
+                state = XenbusState.CLOSED
+            elif state is XenbusState.INITIALISING or (fresh and state is not XenbusState.CLOSED):
+                there = lun in present
+                state = XenbusState.INITIALISED if there else XenbusState.CLOSED
+                if there:
+                    self._units[address] = lun
+            else:
+                continue
+            keys[f"{unit}/state"] = str(int(state))
+        return keys
+
+    def message(self, slot: bytes) -> None:
+        """Handle one request slot; a malformed request is answered with a host error."""
+        request = parse_request(slot)
+        descriptors = b""
+        try:
+            if request.act in (Act.ABORT, Act.RESET):
+                self.show_request(slot)
+                self._manage(request)
+                return
+            if request.act != Act.CDB:
+                raise WireError(f"act {request.act}")
+            cdb = cdb_of(request)
+            segments, indirect = segments_of(request)
+            if indirect:
+                descriptors = self._copy_descriptors(segments)
+                segments = parse_segments(descriptors)
+        except WireError:
+            self.show_request(slot, descriptors)
+            self._refuse(request.rqid, Host.ERROR)
+            return
+        self.show_request(slot, descriptors)
+        self._command(request, cdb, segments)
+
+    def quiesce(self) -> None:
+        """End the nexus, so that nothing runs on the frontend's memory."""
+        self.target.detach(self._nexus)
+
+    def _copy_descriptors(self, areas: list[Container]) -> bytes:
+        """Return the segment descriptors that SG_GRANT areas hold, copied once."""
+        copy = b""
+        limit = SG_GRANT_SEGMENTS * Segment.sizeof()
+        if sum(area.length for area in areas) > limit:
+            raise WireError(f"more than {SG_GRANT_SEGMENTS} segments")
+        if not areas:
+            return copy
+        mapping = self.peer.grants.map([area.gref for area in areas], readonly=True)
+        try:
+            for view in slices(mapping, areas):
+                if len(view) % Segment.sizeof():
+                    raise WireError(f"descriptor area of {len(view)} bytes")
+                copy += bytes(view)
+        finally:
+            mapping.unmap()
+        return copy
+
+    def _command(self, request: Container, cdb: bytes, segments: list[Container]) -> None:
+        lun = self._units.get((request.channel, request.id, request.lun))
+        if lun is None:
+            self._refuse(request.rqid, Host.NO_CONNECT)
+            return
+        mapping: GrantMapping | None = None
+        views: list[memoryview] = []
+        try:
+            direction = Direction(request.direction)
+            if direction is Direction.BIDIRECTIONAL:
+                direction = direction_of(cdb)
+            if segments and direction is not Direction.NONE:
+                mapping = self.peer.grants.map(
+                    [segment.gref for segment in segments],
+                    readonly=direction is Direction.TO_DEVICE,
+                )
+                views = slices(mapping, segments)
+        except (WireError, ValueError):  # ValueError: no such direction
+            if mapping is not None:
+                mapping.unmap()
+            self._refuse(request.rqid, Host.ERROR)
+            return
+        self.count(+1)
+        self.target.submit(
+            Task(
+                nexus=self._nexus,
+                lun=lun,
+                tag=request.rqid,
+                cdb=cdb,
+                data_out=views if direction is Direction.TO_DEVICE else (),
+                data_in=views if direction is Direction.FROM_DEVICE else (),
+                done=self._done,
+                aborted=self._aborted,
+                context=mapping,
+            )
+        )
+
+    def _done(self, task: Task) -> None:
+        self._release(task)
+        # The protocol has one unsigned residual, and stock frontends take it for an underflow.
+        residual = max(0, *residuals(task))
+        self.answer(
+            build_response(
+                rqid=task.tag,
+                sense_buffer=task.sense[:SENSE_BUFFER_SIZE],
+                rslt=pack_rslt(task.status),
+                residual=residual,
+            )
+        )
+
+    def _aborted(self, task: Task) -> None:
+        """Answer what was aborted too: a stock frontend frees its rqid only then."""
+        self._release(task)
+        self.answer(build_response(rqid=task.tag, rslt=pack_rslt(Status.GOOD, Host.RESET)))
+
+    def _release(self, task: Task) -> None:
+        mapping = cast("GrantMapping | None", task.context)
+        if mapping is not None:
+            mapping.unmap()
+        self.count(-1)
+
+    def _manage(self, request: Container) -> None:
+        lun = self._units.get((request.channel, request.id, request.lun))
+        if lun is None:
+            self.answer(build_response(rqid=request.rqid, rslt=RESET_FAILED))
+            return
+
+        def done(management: Management) -> None:
+            complete = management.response is ServiceResponse.FUNCTION_COMPLETE
+            rslt = RESET_SUCCESS if complete else RESET_FAILED
+            self.answer(build_response(rqid=request.rqid, rslt=rslt))
+
+        function = Function.ABORT_TASK if request.act == Act.ABORT else Function.LOGICAL_UNIT_RESET
+        self.target.manage(
+            Management(self._nexus, lun, function, done, managed_tag=request.ref_rqid)
+        )
+
+    def _refuse(self, rqid: int, host: Host) -> None:
+        self.statistics.wire_errors += host is Host.ERROR
+        self.answer(build_response(rqid=rqid, rslt=pack_rslt(Status.GOOD, host)))
+
+
+def unit_keys(own: Reader) -> list[str]:
+    """Return the keys of the units in a device's directory."""
+    return [f"vscsi-devs/{name}" for name in own.names("vscsi-devs")]
+
+
+def virtual_device(text: str) -> tuple[int, int, int]:
+    """Return channel, id and lun of a v-dev ("host:channel:id:lun"); WireError if it is none."""
+    parts = text.split(":")
+    if len(parts) != 4 or not all(part.isdecimal() and len(part) < 6 for part in parts):
+        raise WireError(f"v-dev {text[:32]!a}")
+    _, channel, target, lun = map(int, parts)
+    return channel, target, lun
+
+
+def slices(mapping: GrantMapping, segments: list[Container]) -> list[memoryview]:
+    """Return each segment's part of its page; WireError if one reaches beyond it."""
+    views = []
+    for page, segment in zip(mapping.pages, segments, strict=True):
+        if segment.offset + segment.length > PAGE_SIZE:
+            raise WireError(f"segment of {segment.length} bytes at {segment.offset}")
+        views.append(page[segment.offset : segment.offset + segment.length])
+    return views
+
+
+def direction_of(cdb: bytes) -> Direction:
+    """Return the data direction that a CDB has by its opcode."""
+    row = cdbs.lookup(cdb)
+    if row is None:
+        return Direction.NONE
+    return {
+        opcodes.Direction.OUT: Direction.TO_DEVICE,
+        opcodes.Direction.IN: Direction.FROM_DEVICE,
+    }.get(row.direction, Direction.NONE)
