@@ -19,6 +19,7 @@ from vscsi.domain import toolstack
 from vscsi.domain.base import DomainError, StoreError
 from vscsi.domain.toolstack import Device
 from vscsi.domain.xenbus import Backend, Frontend, XenbusState
+from vscsi.wire.errors import WireError
 
 
 class Killed(BaseException):
@@ -78,7 +79,10 @@ class Operations:
 
     def read(self, path: str) -> str:
         self._check(path, "rb")
-        return self._get(path).value
+        value = self._get(path).value
+        if not value.isascii():
+            raise WireError("not text")
+        return value
 
     def write(self, path: str, value: str) -> None:
         self._check(path, "wb")
@@ -320,6 +324,10 @@ class Process:
 
 
 class World:
+    """A device with its two halves, either of which may be missing or played by the test."""
+
+    drivers = BackDriver, FrontDriver
+
     def __init__(self, *, reconnect=False):
         self.store = MemoryStore()
         self.dom0 = self.store.client(0)

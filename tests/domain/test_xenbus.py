@@ -2,14 +2,17 @@
 """Both halves of the xenbus state machine: stock drivers' sequences, closes, errors, restarts."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from vscsi.domain import toolstack
 from vscsi.domain.base import DomainError, StoreError
 from vscsi.domain.half import error_path
+from vscsi.domain.store.daemon import Daemon
+from vscsi.domain.store.local import LocalClient
 from vscsi.domain.toolstack import Device
-from vscsi.domain.xenbus import RECONNECT_LIMIT, XenbusState
+from vscsi.domain.xenbus import RECONNECT_LIMIT, Backend, Frontend, XenbusState
 from vscsi.wire.errors import WireError
 
 DEVICE = Device("vbd", 1, 51712)
@@ -364,7 +367,7 @@ def test_a_backend_driver_that_fails_later_closes_with_the_reason(world, call):
     world.check_released()
 
 
-@pytest.mark.parametrize("value", ["", "-8", "8x", "4294967296", "9" * 3000, "\x00", "0x8"])
+@pytest.mark.parametrize("value", ["", "-8", "8x", "4294967296", "9" * 3000, "\x00", "0x8", "\xff"])
 def test_hostile_keys_close_with_the_name_of_the_key(backend, value):
     foreign(backend, FRONT, INITIALISED, ring_ref=value)
     assert backend.back.half.state is CLOSING
@@ -378,7 +381,7 @@ def test_hostile_keys_close_with_the_name_of_the_key(backend, value):
     assert backend.states() == (CONNECTED, INITIALISED)
 
 
-@pytest.mark.parametrize("junk", ["", "9", "-4", "4" * 4000, "Connected"])
+@pytest.mark.parametrize("junk", ["", "9", "-4", "4" * 4000, "Connected", "\xff"])
 def test_a_junk_state_counts_as_gone(world, junk):
     world.connect()
     world.front.client.kill()
@@ -782,3 +785,35 @@ def test_stop_from_inside_a_turn_takes_effect_after_it(world):
     assert seen == [INIT_WAIT, CONNECTED, CLOSED]
     assert world.states() == (CLOSED, CLOSED)
     assert world.back.driver.begun == world.back.driver.ended == 1
+
+
+def test_both_halves_connect_and_close_over_the_real_store(world, tmp_path):
+    daemon = Daemon(tmp_path / "xenstored")
+    daemon.start()
+    dom0, guest = LocalClient(daemon), LocalClient(daemon, 1)
+    toolstack.create(dom0, DEVICE)
+    shared = SimpleNamespace(granted={})
+    done = threading.Semaphore(0)
+
+    def on_change(state, reason):
+        if state in (CONNECTED, CLOSED):
+            done.release()
+
+    drivers = [driver(shared, SimpleNamespace(dead=False)) for driver in world.drivers]
+    back = Backend(dom0, BACK, drivers[0], on_change)
+    front = Frontend(guest, FRONT, drivers[1], on_change)
+    back.start()
+    front.start()
+    assert done.acquire(timeout=60)
+    assert done.acquire(timeout=60)
+    assert back.state is front.state is CONNECTED
+    assert drivers[0].ring is drivers[1].ring is not None
+    front.close()
+    assert done.acquire(timeout=60)
+    assert done.acquire(timeout=60)
+    assert back.state is front.state is CLOSED
+    for half in (front, back):
+        half.stop()
+    assert [driver.begun - driver.ended for driver in drivers] == [0, 0]
+    toolstack.remove(dom0, DEVICE)
+    daemon.stop()

@@ -3,10 +3,10 @@
 
 A half does its work in turns: look at both states in the store, do what they call for, publish.
 A turn is due when the watch of either state fires (so also after a publication of our own), and
-when the owner asks for something. One thread at a time takes turns: whoever posts while the half is idle; others leave
-a note and go on. So nobody ever waits for a half (XSA-350: connect and disconnect never overlap;
-CVE-2023-34324: no lock is held that a driver's I/O thread could need), and a driver may call
-`fail` from a thread that its own `disconnect` joins.
+when the owner asks for something. One thread at a time takes turns: whoever finds the half idle;
+others leave a note and go on. So nobody ever waits for a half (XSA-350: connect and disconnect
+never overlap; CVE-2023-34324: no lock is held that a driver's I/O thread could need), and a
+driver may call `fail` from a thread that its own `disconnect` joins.
 """
 
 import logging
@@ -51,6 +51,11 @@ def error_path(path: str) -> str | None:
     if parts[:3] != ["", "local", "domain"] or len(parts) < 5:
         return None
     return "/".join([*parts[:4], "error", *parts[4:], "error"])
+
+
+def printable(reason: str) -> str:
+    """Return a reason as it may go into the store and onto terminals."""
+    return "".join(c if " " <= c <= "~" else "?" for c in reason[:REASON_LIMIT])
 
 
 class Half(ABC):
@@ -115,10 +120,12 @@ class Half(ABC):
         from inside a turn it returns at once, and the half stops after the turn.
         """
         self._stop_asked = True
-        self._post()
-        with self._lock:
-            if self._runner != threading.get_ident():
-                self._lock.wait_for(lambda: self._stopped)
+        while not self._stopped:
+            self._post()
+            with self._lock:
+                if self._runner == threading.get_ident():
+                    return
+                self._lock.wait_for(lambda: self._runner is None)
 
     # Turns
 
@@ -285,7 +292,7 @@ class Half(ABC):
     def _give_up(self, reason: str) -> None:
         """Disconnect now, publish the reason and Closing; another turn does the rest."""
         self._release()
-        text = "".join(c if " " <= c <= "~" else "?" for c in reason)[:REASON_LIMIT]
+        text = printable(reason)
         if (record := error_path(self.path)) is not None:
             with suppress(*_Failure):
                 self._store.write(record, text)

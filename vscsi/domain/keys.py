@@ -52,6 +52,8 @@ def read_state(operations: StoreOperations, directory: str) -> XenbusState:
     """Return the state below `directory`; UNKNOWN if it is gone, junk, or hidden from us."""
     try:
         return parse_state(fetch(operations, f"{directory}/state"))
+    except WireError:  # not even text
+        return XenbusState.UNKNOWN
     except StoreError as error:
         if error.code != "EACCES":
             raise
@@ -93,6 +95,8 @@ class Reader:
         if key not in self._values:
             try:
                 self._values[key] = fetch(self._operations, f"{self.path}/{key}")
+            except WireError as error:
+                raise WireError(f"{self.path}/{key}: {error}") from error
             except StoreError as error:
                 if error.code != "EACCES":
                     raise

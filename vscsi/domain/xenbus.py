@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vscsi.domain.base import StoreClient
-from vscsi.domain.half import Driver, Half, Keys, OnChange, SupersededError
+from vscsi.domain.half import Driver, Half, Keys, OnChange, SupersededError, printable
 from vscsi.domain.keys import Reader, XenbusState, fetch, parse_state
 
 __all__ = [
@@ -334,5 +334,6 @@ class Frontend(Half):
         if other is UNKNOWN:
             return "the backend is gone"
         if other in (CLOSING, CLOSED):
-            return fetch(self._store, f"{self._other}/error") or "the backend closed"
+            error = fetch(self._store, f"{self._other}/error")
+            return printable(error or "the backend closed")
         return "the backend was restarted"

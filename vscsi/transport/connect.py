@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from vscsi.target.base import Nexus
+from vscsi.target.disk import Disk
+from vscsi.target.router import TaskRouter
+from vscsi.target.stores.open import open_store
 from vscsi.transport.blkif.frontend import FIRST_VBD
 from vscsi.transport.blkif.initiator import BlkifInitiator
+from vscsi.transport.call import CallInitiator
 from vscsi.transport.export import VBD_STEP
 from vscsi.transport.frontend import RingInitiator
 from vscsi.transport.hba import Hba
@@ -16,7 +21,8 @@ from vscsi.transport.vscsiif.frontend import VscsiifInitiator
 from vscsi.wire.blkif import LAYOUTS
 from vscsi.wire.errors import SetupError
 
-USAGE = """PATH is srp:DIR, vscsiif:DIR or blkif:DIR, DIR a directory that `vscsi serve` serves.
+USAGE = """PATH is srp:DIR, vscsiif:DIR or blkif:DIR, DIR a directory that `vscsi serve` serves,
+or call:IMAGE, which serves an image (or null:SIZE, memory:SIZE) without any ring.
 Options follow a question mark: srp: ring-order=0..4; blkif: disk=N, ring-order=0..4,
 protocol=x86_64-abi|x86_32-abi|probe, segments=indirect|blocks."""
 
@@ -75,8 +81,32 @@ def _blkif(directory: Path, options: dict[str, str]) -> BlkifInitiator:
     )
 
 
-PATHS: dict[str, Callable[[Path, dict[str, str]], RingInitiator[Any]]] = { 
+class CallPath(CallInitiator):
+    """An image and a target of our own, called."""
+
+    def __init__(self, image: Path, options: dict[str, str]) -> None:
+        self._store = open_store(image)
+        try:
+            block_size = int(options.pop("block-size", 512))
+            router = TaskRouter()
+            router.add(0, Disk(self._store, block_size=block_size, identity=str(image)))
+            super().__init__(router, Nexus("call", "call"))
+        except (SetupError, ValueError):
+            self._store.close()
+            raise
+
+    def open(self) -> None:
+        """Do nothing: it is open."""
+
+    def close(self) -> None:
+        """End the nexus and close the image."""
+        super().close()
+        self._store.close()
+
+
+PATHS: dict[str, Callable[[Path, dict[str, str]], RingInitiator[Any] | CallPath]] = {
     "srp": _srp,
     "vscsiif": _vscsiif,
     "blkif": _blkif,
+    "call": CallPath,
 }

@@ -106,7 +106,7 @@ class Guest:
         self._export = export
         self._turns = Turns(f"domain-{peer.domain}")
         self._store = WatchingStore(export.host.store, self._turns)
-        self._turns.post(self._plug)
+        self._plug()
 
     def _plug(self) -> None:
         export, peer = self._export, self.peer
@@ -138,11 +138,11 @@ class Guest:
         half = Backend(self._store, device.backend_path, end, partial(self._changed, device))
         end.on_failure = lambda reason: self._turns.post(partial(self._failed, half, reason))
         self.devices.append(Served(device, end, half))
-        half.start()
+        self._turns.post(half.start)
 
     def _changed(self, device: Device, state: XenbusState, reason: str) -> None:
-        if reason:
-            log.warning("%s: %s (%s)", device.backend_path, reason, state.name)
+        level = logging.WARNING if reason and state is XenbusState.CLOSING else logging.INFO
+        log.log(level, "%s: %s %s", device.backend_path, state.name, reason)
 
     def _failed(self, half: Backend, reason: str) -> None:
         half.fail(reason)

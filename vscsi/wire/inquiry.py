@@ -48,7 +48,7 @@ class Version(IntEnum):
 
 
 class VersionDescriptor(IntEnum):
-    """Standards that a logical unit may claim (SPC-5 table 155)."""
+    """Standards that a logical unit may claim (SPC-5 6.7)."""
 
     SAM_4 = 0x0080
     SAM_5 = 0x00A0

@@ -12,7 +12,7 @@ from enum import Enum, IntEnum
 
 
 class DeviceType(IntEnum):
-    """PERIPHERAL DEVICE TYPE (SPC-5 6.7.2)."""
+    """PERIPHERAL DEVICE TYPE of INQUIRY data (SPC-5 6.7)."""
 
     DISK = 0x00
     TAPE = 0x01
@@ -83,7 +83,9 @@ class Command:
         return 1 if self.opcode == VARIABLE_LENGTH else self.length - 1
 
     def usage_map(self, ignored: Collection[str] = ()) -> bytes:
-        """Return CDB USAGE DATA (SPC-5 6.34.3): opcode and service action, 1s for evaluated bits.
+        """Return CDB USAGE DATA (SPC-5 REPORT SUPPORTED OPERATION CODES, one_command data).
+
+        The opcode and the service action are themselves, of other fields the evaluated bits are 1.
 
         `ignored` names fields that the device server does not evaluate.
         """

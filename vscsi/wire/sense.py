@@ -3,15 +3,16 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
-from construct import Bytes, Const, Container, Default, GreedyRange, Int8ub, Struct, this
+from construct import Bytes, Const, Default, GreedyRange, Int8ub, Struct, this
 
 from vscsi.wire import asc as codes
 from vscsi.wire.formats import U8, U16B, U32B, U64B, Packed, build, parse, raw
 
 
 class SenseKey(IntEnum):
-    """SENSE KEY (SPC-5 table 48)."""
+    """SENSE KEY (SPC-5 4.4)."""
 
     NO_SENSE = 0x0
     RECOVERED_ERROR = 0x1
@@ -242,7 +243,7 @@ def _parse_descriptor(data: bytes) -> Sense:
     size = DescriptorFormat.sizeof()
     header = parse(DescriptorFormat, data[:size].ljust(size, b"\0"), "sense")
     key = header.key & 0x0F
-    found: Container = {}
+    found: dict[str, Any] = {}
     for entry in _Descriptors.parse(data[size : size + header.additional_length]):
         form = _FORMS.get(entry.type)
         if form is not None and entry.length == form.sizeof() - 2:
@@ -260,11 +261,11 @@ def _parse_descriptor(data: bytes) -> Sense:
     )
 
 
-def _flags_in(byte: int) -> Container:
+def _flags_in(byte: int) -> dict[str, bool]:
     return {"filemark": byte & _FILEMARK > 0, "eom": byte & _EOM > 0, "ili": byte & _ILI > 0}
 
 
-def _specific_in(specific: bytes, key: int) -> Container:
+def _specific_in(specific: bytes, key: int) -> dict[str, Any]:
     flags, value = parse(SenseKeySpecific, specific, "sense key specific").values()
     if not flags & _SKSV:
         return {}

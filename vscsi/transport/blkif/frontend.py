@@ -107,6 +107,8 @@ class BlkifRing(RingInitiator[BlkRequest]):
         self._free_ids: list[int] = []
         self._probed = threading.Condition()
         self._probing = False
+        self._skip = 0
+        """Empty slots that follow the response to a request with segment blocks."""
 
     # Connecting
 
@@ -188,8 +190,12 @@ class BlkifRing(RingInitiator[BlkRequest]):
     # Requests
 
     def room_for(self, request: BlkRequest) -> bool:
-        """Slots enough for the segments."""
-        return self.ring is not None and self.ring.free >= self._slots(request)
+        """An id, and slots enough for the segments."""
+        return (
+            bool(self._free_ids)
+            and self.ring is not None
+            and self.ring.free >= self._slots(request)
+        )
 
     def _slots(self, request: BlkRequest) -> int:
         return 1 if self._indirect_segments else slots_of(len(request.pieces))
@@ -295,9 +301,6 @@ class BlkifRing(RingInitiator[BlkRequest]):
         del self.in_flight[response.id]
         self._free_ids.append(response.id)
         return (partial(request.done, status),)
-
-    _skip = 0
-    """Empty slots that follow the response to a request with segment blocks."""
 
     def cancelled(self, request: BlkRequest, error: TransportError) -> Completion:
         """Return what to call to end a request that got no answer."""

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""The `vscsi` command: finds the verb's file, and turns errors into one line and a status.
+
+Exit status: 0 done; 1 the work failed (a target's refusal, a lost server); 2 it could not begin
+(a bad command line, file or environment).
+"""
+
+import importlib
+import logging
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from vscsi import __version__
+from vscsi.transport.hba import ScsiError
+from vscsi.transport.initiator import TransportError
+from vscsi.wire.errors import SetupError, WireError
+
+VERBS = {
+    "serve": "serve disk images over all rings in a directory",
+    "ls": "list a path's logical units",
+    "inq": "show a logical unit's INQUIRY data and VPD pages",
+    "cdb": "send any CDB",
+    "nbd": "export a logical unit as an NBD block device",
+    "bench": "one workload over several paths",
+    "capture": "record what crosses the rings, and show it",
+    "doctor": "what this machine offers, and how to get the rest",
+}
+"""Verb and help line; each lives in a module of its name, as a click command of that name."""
+
+
+class Verbs(click.Group):
+    """Loads a verb's module when it is used, so that each starts fast."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Return the verbs."""
+        return list(VERBS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        """Return a verb's command."""
+        if name not in VERBS:
+            return None
+        command = getattr(importlib.import_module(f"vscsi.cli.{name}"), name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"vscsi.cli.{name}.{name} is no command")
+        return command
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs and their help lines, without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("-v", "--verbose", count=True, help="Say more on standard error (-vv: everything).")
+def vscsi(verbose: int) -> None:
+    """SCSI over a shared-memory ring, beside blkif, on one disk.
+
+    A PATH is srp:DIR, vscsiif:DIR or blkif:DIR, where `vscsi serve` serves DIR.
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="vscsi: %(message)s", stream=sys.stderr)
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    try:
+        vscsi.main(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except SetupError as error:
+        fail(2, error)
+    except (TransportError, ScsiError, WireError) as error:
+        fail(1, error)
+    except click.Abort:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has enough; nothing more may be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(0)
+
+
+def fail(status: int, error: Exception) -> NoReturn:
+    """Say what is wrong in one line, and leave."""
+    click.echo(f"vscsi: {error}", err=True)
+    sys.exit(status)
