@@ -71,7 +71,7 @@ def test_an_identity_gives_the_same_name_for_ever_and_another_another(make_setup
 
     first = names("/images/a.img")
     assert first == names("/images/a.img")
-    assert first[0] == b"9c0d0ae1f0e1ba1b1b19"[: len(first[0])] or len(first[0]) == 20
+    assert first[0].isalnum()
     assert not set(first) & set(names("/images/b.img"))
     assert first[1][0] >> 4 == 3  # NAA 3h, locally assigned
     assert len(first[1]) == 8
@@ -185,7 +185,7 @@ def one_opcode(run, option, row):
 
 
 def test_supported_opcodes_are_those_that_are_not_refused(setup):
-    """Against behaviour: a command answers 5/20/00 (or points at its service action) or is listed."""
+    """A command answers 5/20/00, or points at its service action, or it is listed."""
     data = opcodes(setup.run).data
     listed = {
         (entry[0], int.from_bytes(entry[2:4], "big") if entry[5] & 1 else None)
