@@ -598,6 +598,27 @@ def test_keys_that_change_while_the_backend_maps_are_not_answered(backend):
     assert backend.back.driver.begun == backend.back.driver.ended + 1 == 2
 
 
+def test_a_frontend_that_restarts_while_the_backend_maps_gets_its_own_ring(world):
+    world.start_back()
+    connect = world.back.driver.connect
+
+    def race(frontend):
+        keys = connect(frontend)
+        if world.back.driver.begun == 1:
+            world.front.client.kill()
+            world.start_front()
+            while world.front.client.deliver():
+                pass
+            assert world.states() == (INIT_WAIT, CLOSED)  # that InitWait is not for us
+        return keys
+
+    world.back.driver.connect = race
+    world.start_front()
+    world.store.settle()
+    world.check_connected()
+    assert world.back.driver.begun == world.back.driver.ended + 1 == 2
+
+
 @pytest.mark.parametrize("reconnect", [False, True])
 @pytest.mark.parametrize("when", ["connected", "initialised"])
 def test_a_backend_that_dies_and_restarts(new_world, reconnect, when):

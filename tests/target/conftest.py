@@ -15,8 +15,9 @@ from vscsi.target.buffers import length
 from vscsi.target.disk import Disk
 from vscsi.target.router import TaskRouter
 from vscsi.target.stores.memory import MemoryStore
-from vscsi.wire.cdb import build
+from vscsi.wire.cdb import build, lookup
 from vscsi.wire.lun import encode
+from vscsi.wire.opcodes import Direction
 from vscsi.wire.sense import Sense, parse_sense
 
 
@@ -104,7 +105,8 @@ class Initiator:
         self.router.submit(task)
         assert finished.get(timeout=30) is task
         assert finished.empty()
-        moved_in = task.moved if into is not None and out is None else 0
+        row = lookup(task.cdb)
+        moved_in = task.moved if row is not None and row.direction is Direction.IN else 0
         if task.status is Status.GOOD:
             assert room[moved_in:] == b"\xa5" * (len(room) - moved_in)
         return Answer(

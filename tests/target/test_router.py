@@ -11,6 +11,7 @@ from vscsi.target.base import Attribute, Function, Management, ServiceResponse, 
 from vscsi.target.disk import Disk
 from vscsi.target.stores.memory import MemoryStore
 from vscsi.wire.lun import REPORT_LUNS_WLUN, encode
+from vscsi.wire.sense import parse_sense
 
 BLOCK = 512
 
@@ -289,11 +290,11 @@ def test_the_same_tag_of_another_nexus_or_logical_unit_is_another_tag(threaded, 
 
 def test_overlapped_commands_have_their_sense(threaded):
     gate = held_read(threaded, Log(), tag=7)
-    opener = threading.Timer(0, gate.opened.set)
-    opener.start()
-    got = threaded.run("TEST UNIT READY", tag=7)
-    assert got.code in ("b/4e/00", "GOOD")  # GOOD where the first one had ended before
-    opener.join()
+    answers = queue.SimpleQueue()
+    threaded.router.submit(threaded.run.task("TEST UNIT READY", tag=7, done=answers.put))
+    gate.opened.set()
+    sense = parse_sense(answers.get(timeout=30).sense)
+    assert (sense.key, sense.asc, sense.ascq) == (0xB, 0x4E, 0x00)
 
 
 # Task management.
@@ -386,16 +387,22 @@ def test_functions_that_do_not_apply(setup):
     ]
 
 
+def dormant(setup, log, tag, run=None):
+    """Submit a task that waits for the held one; its end shows that an abort has begun."""
+    run = run or setup.run
+    setup.router.submit(log.task(run, "TEST UNIT READY", tag=tag, attribute=Attribute.ORDERED))
+
+
 def test_detach_returns_when_no_buffer_is_in_use_any_more(threaded, initiator):
     other = initiator(threaded.router, "other")
     log = Log()
     gate = held_read(threaded, log, run=other)
-    threaded.router.submit(log.task(threaded.run, "TEST UNIT READY", tag=2))
-    assert log.next() == ("done", 2, "GOOD")
+    dormant(threaded, log, 101, other)
     detaching = threading.Thread(
         target=lambda: (threaded.router.detach(other.nexus), log.events.put("detached"))
     )
     detaching.start()
+    assert log.next() == ("aborted", 101)
     assert log.rest() == []
     gate.opened.set()
     assert [log.next(), log.next()] == [("aborted", 100), "detached"]
@@ -405,12 +412,14 @@ def test_detach_returns_when_no_buffer_is_in_use_any_more(threaded, initiator):
 def test_removing_a_logical_unit_ends_its_tasks(threaded):
     log = Log()
     gate = held_read(threaded, log)
+    dormant(threaded, log, 101)
     removing = threading.Thread(target=threaded.router.remove, args=(0,))
     removing.start()
-    gate.opened.set()
-    removing.join(30)
-    assert log.next()[:2] == ("done", 100)
+    assert log.next() == ("done", 101, "TASK_ABORTED")
     assert threaded.run("TEST UNIT READY").code == "5/25/00"
+    gate.opened.set()
+    assert log.next() == ("done", 100, "TASK_ABORTED")
+    removing.join(30)
 
 
 # Threads and stacks.

@@ -6,10 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
-
-settings.register_profile("vscsi", deadline=None)
-settings.load_profile("vscsi")
 
 DATA = Path(__file__).parents[1] / "data"
 CAPTURES = Path(__file__).parents[2] / "captures"
