@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Commands that move or check blocks: data, ranges, residuals, durability, errors below."""
 
+import contextlib
 import errno
 import threading
 
 import pytest
 
 from vscsi.target.base import Attribute, Status
+from vscsi.target.stores.file import FileStore
 
 BLOCK = 512
 BLOCKS = (1 << 20) // BLOCK
@@ -340,3 +342,20 @@ def test_a_stopped_disk_is_not_ready_for_anything_with_blocks(setup):
 
 def test_an_aca_attribute_is_refused(setup):
     assert setup.run("TEST UNIT READY", attribute=Attribute.ACA).code == "5/24/00"
+
+
+def test_o_direct_disks_take_buffers_of_any_alignment(make_setup, direct_folder):
+    path = direct_folder / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    with contextlib.closing(FileStore(path, direct=True)) as store:
+        setup = make_setup(store=store, block_size=4096)
+        data = pattern(3 * 4096)
+        for cuts in ((), (1,), (4096, 8192), (100, 5000, 5001)):
+            assert setup.run("WRITE(10)", lba=2, blocks=3, out=data, cuts=cuts).code == "GOOD"
+            got = setup.run("READ(10)", lba=2, blocks=3, into=10_000, cuts=cuts)
+            assert (got.code, got.data, got.overflow) == ("GOOD", data[:10_000], 2288)
+        assert setup.run("VERIFY(10)", lba=2, blocks=3, bytchk=1, out=data).code == "GOOD"
+        last = setup.run("READ(10)", lba=255, blocks=1, into=10)
+        assert (last.code, last.overflow) == ("GOOD", 4086)
+        assert store.staged_bytes > 0
+    assert path.read_bytes()[8192 : 8192 + len(data)] == data

@@ -6,7 +6,7 @@ may change at any moment: whoever decides on its content gathers it once and loo
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 Views = Sequence[memoryview]
 
@@ -46,12 +46,6 @@ def scatter(data: bytes | memoryview, views: Views) -> int:
 def gather(views: Views, count: int) -> bytes:
     """Return a copy of the first `count` bytes (fewer if the list is shorter)."""
     return b"".join(slice_views(views, 0, count))
-
-
-def chunks(views: Views, size: int) -> Iterator[list[memoryview]]:
-    """Cut a list into lists of `size` bytes, the last one shorter."""
-    for offset in range(0, length(views), size):
-        yield slice_views(views, offset, size)
 
 
 class _PyBuffer(ctypes.Structure):

@@ -47,7 +47,8 @@ class Disk(LogicalUnit):
     `identity` is what makes it this disk and no other (an image's real path): serial number and
     NAA designator derive from it. Without one they are random. `write_cache` is WCE's default.
 
-    Raises SetupError if the store does not consist of whole blocks, or needs larger ones.
+    Raises SetupError if the store does not consist of whole blocks, or needs larger ones;
+    ValueError if `product` is not ASCII of at most 16 characters.
     """
 
     device_type = DeviceType.DISK
@@ -101,6 +102,7 @@ class Disk(LogicalUnit):
             for row, implemented in _COMMANDS.items()
             if self.thin or row.name != "UNMAP"
         }
+        self.standard_inquiry()  # says whether `product` fits
 
     # State.
 

@@ -123,7 +123,9 @@ class RingBackend(ABC):
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.connection = connection
         name = f"{self.kind}-{self.peer.domain}-{self.device}"
-        self._thread = threading.Thread(target=self._serve, args=(connection,), name=name)
+        self._thread = threading.Thread(
+            target=self._serve, args=(connection,), name=name, daemon=True
+        )
         self._thread.start()
         return properties
 

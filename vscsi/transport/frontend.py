@@ -153,7 +153,9 @@ class RingInitiator(ABC, Generic[Request]):
     def connect(self, backend: Reader) -> Keys:
         """Start receiving (xenbus, before Connected)."""
         keys = self.take_properties(backend)
-        self._receiver = threading.Thread(target=self._receive, name=f"{self.kind}-receiver")
+        self._receiver = threading.Thread(
+            target=self._receive, name=f"{self.kind}-receiver", daemon=True
+        )
         self._receiver.start()
         return keys
 
