@@ -268,3 +268,12 @@ def test_a_store_that_does_not_fit_is_refused_in_one_line(size, block_size, alig
 def test_sense_is_built_in_the_format_asked_for(setup):
     assert parse_sense(setup.run(b"\x02", into=1).raw_sense).key == 5
     assert setup.run("TEST UNIT READY").status is Status.GOOD
+
+
+def test_device_identification_names_the_unit_by_naa_and_by_vendor(setup):
+    data = inquiry(setup.run, 0x83).data
+    naa, vendor = data[4:16], data[16:]
+    assert naa[:4] == bytes([0x01, 0x03, 0, 8])  # binary, NAA, of the logical unit
+    assert naa[4] >> 4 == 3  # locally assigned
+    assert vendor[:4] == bytes([0x02, 0x01, 0, len(vendor) - 4])  # ASCII, T10 vendor ID
+    assert vendor[4:28] == b"VSCSI   DISK            "

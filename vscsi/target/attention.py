@@ -2,10 +2,14 @@
 """Unit attention conditions of one logical unit, per I_T nexus (SAM-6 5.14)."""
 
 import threading
+from collections.abc import Callable, Sequence
 
 from vscsi.target.base import Nexus
 from vscsi.target.refusals import BUS_DEVICE_RESET, POWER_ON
 from vscsi.wire.sense import Sense
+
+Observer = Callable[[Sense, Sequence[Nexus]], None]
+"""Called with a condition that was established, and for whom; must not block."""
 
 _PRECEDENCE = (POWER_ON, BUS_DEVICE_RESET)
 """As SAM-6 5.14 ranks those that we establish; all others come after, oldest first."""
@@ -19,7 +23,19 @@ class UnitAttentions:
 
     def __init__(self) -> None:
         self._pending: dict[Nexus, list[Sense]] = {}
+        self._observers: tuple[Observer, ...] = ()
         self._lock = threading.Lock()
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Have an observer called after each `establish`; returns a function that ends it."""
+        with self._lock:
+            self._observers = (*self._observers, observer)
+
+        def end() -> None:
+            with self._lock:
+                self._observers = tuple(each for each in self._observers if each is not observer)
+
+        return end
 
     def attach(self, nexus: Nexus) -> None:
         """Start a nexus with POWER ON OCCURRED as its only condition."""
@@ -33,11 +49,16 @@ class UnitAttentions:
 
     def establish(self, condition: Sense, *, but: Nexus | None = None) -> None:
         """Establish a condition for every attached nexus, or for all but the one that caused it."""
+        told = []
         with self._lock:
             for nexus, queue in self._pending.items():
                 if nexus != but and condition not in queue:
                     queue.append(condition)
                     queue.sort(key=_precedence)  # stable: equals stay in order of their coming
+                    told.append(nexus)
+            observers = self._observers
+        for observer in observers:
+            observer(condition, told)
 
     def take(self, nexus: Nexus) -> Sense | None:
         """Return the condition to report next, which is thereby cleared (UA_INTLCK=00b)."""

@@ -75,11 +75,9 @@ def _device_identification(disk: "Disk") -> bytes:
         VpdPage.DEVICE_IDENTIFICATION,
         designators=[
             {
-                "header": {
-                    "code_set": code_set,
-                    "association": Association.LOGICAL_UNIT,
-                    "designator_type": kind,
-                },
+                "code_set": code_set,
+                "association": Association.LOGICAL_UNIT,
+                "designator_type": kind,
                 "designator": designator,
             }
             for code_set, kind, designator in designators

@@ -208,9 +208,10 @@ class Parameters:
             "mode_data_length": length if sense else 0,
             "medium_type": self.medium_type,
             "device_specific": self.device_specific,
-            "longlba": self.longlba,
             "block_descriptor_length": len(self.block_descriptors),
         }
+        if ten:
+            header["longlba"] = self.longlba
         return build(form, header) + tail
 
 

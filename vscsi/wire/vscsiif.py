@@ -120,19 +120,19 @@ def build_request(**fields: Any) -> bytes:
     `cdb` may be shorter than its field; so may `segments`, from which nr_segments follows unless
     given. Raises ValueError if anything does not fit.
     """
-    form, room = (
-        (SgPreset, PRESET_SEGMENTS) if fields.get("act") == Act.SG_PRESET else (Request, SEGMENTS)
-    )
     segments = list(fields.pop("segments", ()))
+    fields.setdefault("nr_segments", len(segments))
+    if fields.get("act") == Act.SG_PRESET:
+        unused = PRESET_SEGMENTS - len(segments)
+        return build(SgPreset, {**fields, "segments": segments + [{}] * unused})
     cdb = fields.pop("cdb", b"")
     return build(
-        form,
+        Request,
         {
-            "nr_segments": len(segments),
             "cmd_len": len(cdb),
             **fields,
             "cdb": cdb.ljust(MAX_COMMAND_SIZE, b"\0"),
-            "segments": segments + [{}] * (room - len(segments)),
+            "segments": segments + [{}] * (SEGMENTS - len(segments)),
         },
     )
 
