@@ -7,6 +7,7 @@ Everything it makes is in demo/.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -24,11 +25,14 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
-RUN = DEMO / "run"
+RUN = (DEMO / "run").relative_to(ROOT)
+"""Relative, for short paths in tables; every command runs in ROOT."""
 VSCSI = [sys.executable, "-m", "vscsi"]
 PATHS = ("srp", "vscsiif", "blkif")
 IMAGE_BYTES = 96 << 20
 BENCH_SECONDS = 2
+GOOD = {"GOOD", "OKAY", "SUCCESS", "ACCEPTED"}
+"""What the three protocols call it when all is well."""
 TOOLS = {"mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "nbdcopy": "libnbd-bin", "nbdkit": "nbdkit"}
 
 console = Console(highlight=False)
@@ -116,7 +120,7 @@ def serve(images: Sequence[Path], capture: Path) -> subprocess.Popen[bytes]:
     if not os.read(ready, 1):
         fail(f"vscsi serve did not start: {(DEMO / 'serve.log').read_text().strip()}")
     os.close(ready)
-    say(f"vscsi serve ... --dir {RUN.relative_to(ROOT)} --capture {capture.relative_to(ROOT)}")
+    say(f"vscsi serve ... --dir {RUN} --capture {capture.relative_to(ROOT)}")
     return server
 
 
@@ -163,9 +167,10 @@ def summarise(capture: Path) -> None:
     latency: dict[tuple[str, str], list[float]] = defaultdict(list)
     for line in shown.splitlines():
         entry = json.loads(line)
-        key = (entry["protocol"], entry["name"])
+        words = itertools.takewhile(str.isupper, entry["request"].split())
+        key = (entry["path"], " ".join(words))
         count[key] += 1
-        errors[key] += not entry["good"]
+        errors[key] += entry["status"] not in GOOD
         if entry["latency_ns"] is not None:
             latency[key].append(entry["latency_ns"] / 1000)
     table = Table("path", "command", "count", "not good", "median us")
