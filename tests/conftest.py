@@ -76,7 +76,7 @@ class Ready:
             **options,
         )
         self.output = []
-        self.wait_for(wait_on)
+        self.ready = self.wait_for(wait_on)
 
     def wait_for(self, start, stream="stdout"):
         """Read lines until one starts so; return it."""
@@ -102,7 +102,9 @@ class Ready:
         """Leave nothing behind."""
         if self.process.poll() is None:
             self.process.kill()
-            self.process.communicate()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        self.process.wait(HANG_S)
 
 
 def read_line(descriptor):

@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from vscsi import __version__
+from vscsi.domain.base import DomainError, StoreError
 from vscsi.transport.hba import ScsiError
 from vscsi.transport.initiator import TransportError
 from vscsi.wire.errors import SetupError, WireError
@@ -53,41 +54,58 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Verbs,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__)
 @click.option("-v", "--verbose", count=True, help="Say more on standard error (-vv: everything).")
-def vscsi(verbose: int) -> None:
+@click.pass_context
+def vscsi(context: click.Context, verbose: int) -> None:
     """SCSI over a shared-memory ring, beside blkif, on one disk.
 
-    A PATH is srp:DIR, vscsiif:DIR or blkif:DIR, where `vscsi serve` serves DIR.
+    \b
+    vscsi serve disk.img --dir run      serve an image; then, in another terminal:
+    vscsi ls srp:run                    what is there
+    vscsi nbd blkif:run --socket s      a block device of it for host programs
+
+    A PATH is srp:DIR, vscsiif:DIR or blkif:DIR, where `vscsi serve` serves DIR, or call:IMAGE,
+    which needs no server and no ring. `vscsi VERB --help` tells the rest.
     """
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="vscsi: %(message)s", stream=sys.stderr)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        context.exit(2)
 
 
 def main() -> NoReturn:
     """Run the command line."""
     try:
-        vscsi.main(standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
+        # Without click's own error output: that takes four lines. What comes back is a status
+        # if something called `Context.exit`, else what the verb returned: None.
+        status = vscsi.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        name = error.ctx.command_path if error.ctx else "vscsi"
+        fail(2, f"{error.format_message().rstrip('.')} (see `{name} --help`)", name)
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        fail(2, error.format_message())
     except SetupError as error:
-        fail(2, error)
-    except (TransportError, ScsiError, WireError) as error:
-        fail(1, error)
-    except click.Abort:
+        fail(2, str(error))
+    except (TransportError, ScsiError, WireError, DomainError, StoreError) as error:
+        fail(1, str(error))
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read our output has enough; nothing more may be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    sys.exit(0)
+    sys.exit(status)
 
 
-def fail(status: int, error: Exception) -> NoReturn:
+def fail(status: int, message: str, name: str = "vscsi") -> NoReturn:
     """Say what is wrong in one line, and leave."""
-    click.echo(f"vscsi: {error}", err=True)
+    click.echo(f"{name}: {' '.join(message.split())}", err=True)
     sys.exit(status)

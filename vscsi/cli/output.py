@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""How results look: tables for people, plain columns for pipes, JSON for programs."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_DUMP_BYTES = 16
+_STYLES = {"ok": "green", "missing": "red"}
+_RULED = box.Box("    \n" * 2 + " ── \n" + "    \n" * 5, ascii=False)
+"""A line below the heads and nothing else, not even room for columns' borders."""
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size for people: "512 B", "64 MiB", "1.5 GiB"."""
+    value, unit = float(size_bytes), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value /= 1024
+        unit += 1
+    return f"{value:.1f}".removesuffix(".0") + f" {_UNITS[unit]}"
+
+
+def printable(text: str) -> str:
+    """Return a text that a peer wrote without what would steer a terminal."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document on one line, for programs."""
+    click.echo(json.dumps(value))
+    sys.stdout.flush()
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
+    """Print a table: ruled on a terminal, where the last column gives way; else plain columns.
+
+    right: the heads, space-separated, of columns of numbers.
+    """
+    numbers = [head in right.split() for head in heads]
+    rows = [[printable(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for head, number in zip(heads, numbers, strict=True):
+            table.add_column(
+                head,
+                justify="right" if number else "left",
+                no_wrap=head != heads[-1],
+                overflow="fold",
+            )
+        for row in rows:
+            table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    for row in (heads, *rows):
+        cells = (
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        )
+        click.echo("  ".join(cells).rstrip())
+
+
+def print_fields(title: str, fields: Sequence[tuple[str, str]]) -> None:
+    """Print a title and named values below it, lined up."""
+    click.secho(title, bold=True)
+    width = max((len(name) for name, _ in fields), default=0)
+    for name, value in fields:
+        click.echo(f"  {name:{width}}  {printable(value)}".rstrip())
+
+
+def hex_dump(data: bytes) -> Iterator[str]:
+    """Yield lines of 16 bytes: offset, hexadecimal, ASCII."""
+    for at in range(0, len(data), _DUMP_BYTES):
+        part = data[at : at + _DUMP_BYTES]
+        text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in part)
+        yield f"{at:04x}  {part[:8].hex(' '):23}  {part[8:].hex(' '):23}  |{text}|"
