@@ -2,11 +2,12 @@
 """`vscsi bench`: one workload over several paths."""
 
 import json
-import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 import click
@@ -14,32 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vscsi.bench import compare as engine
+from vscsi.bench.load import Load
 from vscsi.bench.result import Comparison
 from vscsi.bench.table import table
 from vscsi.bench.workload import MODES, writes
-from vscsi.cli.options import PathType, lun_option
+from vscsi.cli.options import PathType, Size, lun_option, unit_path
 from vscsi.wire.errors import SetupError
 
 MAX_DEPTH = 4096
 PIPE_WIDTH = 1000
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes in fio's way: 512, 4k, 64M; k, M, G and T are powers of 1024."""
-
-    name = "SIZE"
-
-    def convert(
-        self, value: str | int, param: click.Parameter | None, context: click.Context | None
-    ) -> int:
-        """Return the bytes."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d{1,15})([kmgt]?)", value.lower())
-        if match is None:
-            self.fail(f"{value!r} is no size such as 512, 4k or 64M", param, context)
-        return int(match[1]) * _UNITS[match[2]]
 
 
 @click.command(short_help="one workload over several paths")
@@ -150,10 +134,18 @@ def bench(
     wish = engine.Wish(
         mode, bs, iodepth, offset, size, 50 if rwmixread is None else rwmixread, seed
     )
+    # LUN 0 needs no translation, and the path keeps the name that it was given.
+    units = [unit_path(path, lun) if lun else (path, 0) for path in paths]
     schedule = engine.Schedule(rounds, runtime, ramp_time)
-    with writer(json_file) as out, engine.opened(paths, wish, lun=lun, limit=limit) as loads:
-        with progress(len(loads) * rounds * (ramp_time + runtime / rounds)) as step:
+    with (
+        writer(json_file) as out,
+        Interruptible() as interrupt,
+        engine.opened(units, wish, limit=limit) as loads,
+    ):
+        interrupt.loads = loads
+        with progress(len(loads) * rounds * (ramp_time + runtime / rounds), interrupt) as step:
             comparison = engine.compare(loads, schedule, step)
+        interrupt.check()
         if out is not None:
             out.truncate(0)
             json.dump(comparison.as_json(), out)
@@ -190,8 +182,37 @@ def writer(json_file: str | None) -> Iterator[IO[str] | None]:
         yield out
 
 
+class Interruptible:
+    """Ends runs in order when the user interrupts, and then the command; a second time at once.
+
+    An exception in the middle of a transport's code would leave locks behind that closing needs.
+    """
+
+    def __init__(self) -> None:
+        self.loads: Sequence[Load] = ()
+        self._interrupted = False
+
+    def __enter__(self) -> "Interruptible":
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        self._interrupted = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for load in self.loads:
+            load.stop()
+
+    def check(self) -> None:
+        """Leave if the user wants to (between runs)."""
+        if self._interrupted:
+            raise click.Abort
+
+
 @contextmanager
-def progress(total_s: float) -> Iterator[engine.Progress]:
+def progress(total_s: float, interrupt: Interruptible) -> Iterator[engine.Progress]:
     """Show progress on a terminal's standard error; yield what is told of each turn."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -208,6 +229,7 @@ def progress(total_s: float) -> Iterator[engine.Progress]:
 
         def step(name: str, takes_s: float) -> None:
             nonlocal done_s
+            interrupt.check()
             bar.update(task, description=name, completed=done_s, refresh=True)
             done_s += takes_s
 
