@@ -8,6 +8,7 @@ Exit status: 0 done; 1 the work failed (a target's refusal, a lost server); 2 it
 import importlib
 import logging
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -25,6 +26,7 @@ VERBS = {
     "inq": "show a logical unit's INQUIRY data and VPD pages",
     "cdb": "send any CDB",
     "nbd": "export a logical unit as an NBD block device",
+    "lio": "make units of the kernel's own SCSI target",
     "bench": "one workload over several paths",
     "capture": "record what crosses the rings, and show it",
     "doctor": "what this machine offers, and how to get the rest",
@@ -82,6 +84,9 @@ def vscsi(context: click.Context, verbose: int) -> None:
 
 def main() -> NoReturn:
     """Run the command line."""
+    # An interrupt ends a verb at once, as SIGTERM does: an exception out of nowhere could leave a
+    # lock held that closing needs. A verb that has something to finish takes the signal itself.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         # Without click's own error output: that takes four lines. What comes back is a status
         # if something called `Context.exit`, else what the verb returned: None.
