@@ -111,7 +111,7 @@ class StoreClient(StoreOperations, Protocol):
     """A domain's connection to xenstore."""
 
     def transaction(self) -> AbstractContextManager[StoreOperations]:
-        """Commit on a normal exit, abort on an exception; a conflict raises StoreError("EAGAIN")."""
+        """Commit on a normal exit, abort on an exception; StoreError("EAGAIN") on a conflict."""
 
     def watch(self, path: str, callback: Callable[[str], None]) -> Callable[[], None]:
         """Call back with the changed path, once at once and then at every change at or below.
