@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
 """The tap's listeners, pcapng files, what a capture says line by line, and the scapy layers.
 
-A server records to a file with `writer.CaptureWriter`, and to whoever asks with `live.LiveCaptures`:
+A server captures to a file with `writer.CaptureWriter`, to whoever asks with `live.LiveCaptures`:
 
     writer = CaptureWriter(open(path, "wb"), f"vscsi {__version__}")
     export.tap.add(writer)
-    live = LiveCaptures(export)         # answers `vscsi capture`; before export.start()
+    live = LiveCaptures(export, f"vscsi {__version__}")     # before export.start()
     ...
     export.stop()
     live.close()
-    writer.close()                      # the file is complete; writer.error if that failed
+    writer.close()      # the file is complete now; writer.error says if that failed
 
 `reader` gives a file's messages back, `decode` says what each is, `exchange` joins requests and
 answers, `show` puts them into words. `scapy_layers` is under another licence (GPL-2.0-only) and

@@ -55,9 +55,8 @@ class EventChannel:
 
     def close(self) -> None:
         """Close this end; a second call does nothing."""
-        if not self._lock.acquire(timeout=STALL_S):
-            _drain(self.fds[1])  # `notify` goes on
-            self._lock.acquire()
+        while not self._lock.acquire(timeout=STALL_S):
+            _drain(self.fds[1])  # `notify` goes on, unless the peer fills it faster
         try:
             if self._open:
                 self._open = False

@@ -149,8 +149,10 @@ class Reader:
             raise WireError(f"{self.path}/{key} has {len(names)} entries")
         return sorted(names)
 
-    def changed(self, operations: StoreOperations) -> bool:
-        """Tell whether a key that was read has another value now; read through `operations`."""
+    def changed(self, operations: StoreOperations, *, but: str = "") -> bool:
+        """Tell whether a key that was read, `but` one, has another value now."""
         return any(
-            fetch(operations, f"{self.path}/{key}") != value for key, value in self._values.items()
+            fetch(operations, f"{self.path}/{key}") != value
+            for key, value in self._values.items()
+            if key != but
         )

@@ -41,7 +41,7 @@ class LocalMessage(IntEnum):
 
     ATTACH: a memfd comes with it; the reply is the new domain's id. EVENT_CHANNEL: the reply is a
     port, and two eventfds: to wait for and to signal. CLOSE_EVENT_CHANNEL: payload is the port.
-    The others are the owner's.
+    CAPTURE: `vscsi.capture.live`. STATISTICS: payload is a device's kind; the reply is JSON.
     """
 
     ATTACH = EXTENSION_FIRST
@@ -100,7 +100,8 @@ class LocalHost:
     """Serves a directory: its store, and the domains that attach.
 
     `on_domain(peer)` and `on_domain_gone(peer)` are called in the store's thread, and must not
-    wait; the peer is the callee's to close. `answers` are further message types of the owner's.
+    wait; the peer is the callee's to close. `answers` has the owner's message types: called with
+    the domain and the payload, in the same thread.
     """
 
     def __init__(
@@ -109,12 +110,11 @@ class LocalHost:
         *,
         on_domain: Callable[[LocalPeer], None],
         on_domain_gone: Callable[[LocalPeer], None],
-        answers: dict[LocalMessage, Callable[[int, bytes], Answer]] | None = None,
     ) -> None:
         self.directory = directory
         self._on_domain = on_domain
         self._on_domain_gone = on_domain_gone
-        self._answers = answers or {}
+        self.answers: dict[LocalMessage, Callable[[int, bytes], Answer]] = {}
         self._peers: dict[Connection, LocalPeer] = {}
         self._last_domain = 0
         self._daemon = Daemon(
@@ -154,9 +154,9 @@ class LocalHost:
                 peer.close_port(int(payload))
                 return b"", ()
         except (WireError, ValueError) as error:
-            _log.warning("domain %d: %s", connection.domain, error)
+            _log.debug("domain %d: %s", connection.domain, error)
             raise StoreError("EINVAL") from error
-        for message, answer in self._answers.items():
+        for message, answer in self.answers.items():
             if message == kind:
                 return answer(connection.domain, payload)
         raise StoreError("ENOSYS")

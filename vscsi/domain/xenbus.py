@@ -154,7 +154,8 @@ class Backend(Half):
         if other in (INITIALISING, INIT_WAIT):
             self._init_wait("the frontend was restarted")
         elif other is INITIALISED:
-            if self._frontend is not None and self._frontend.changed(self._store):
+            # It may become Connected just now: that is no restart.
+            if self._frontend is not None and self._frontend.changed(self._store, but="state"):
                 self._init_wait("the frontend was restarted")
         elif other is CONNECTED:
             self._frontend_connected()

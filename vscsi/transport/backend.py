@@ -8,11 +8,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Protocol
 
 from vscsi.domain.base import EventChannel, GrantMapper
-from vscsi.domain.base import Mapping as GrantMapping
 from vscsi.domain.xenbus import Keys, Reader
 from vscsi.ring import RingEnd
 from vscsi.transport.tap import RingPath, TapSwitch
@@ -46,7 +46,6 @@ class BackendStatistics:
 
     requests: int = 0
     answers: int = 0
-    staged_bytes: int = 0
     wire_errors: int = 0
     notifications_sent: int = 0
     notifications_received: int = 0
@@ -54,11 +53,10 @@ class BackendStatistics:
 
 @dataclass(slots=True)
 class Connection:
-    """What a backend end holds while it is connected; all of it is given back at the end."""
+    """What a backend end works on while it is connected."""
 
     ring: RingEnd
     events: EventChannel
-    mappings: tuple[GrantMapping, ...]
     path: RingPath
 
 
@@ -81,7 +79,10 @@ class RingBackend(ABC):
         self.connection: Connection | None = None
         self.in_flight = 0
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._held = ExitStack()
         self._thread: threading.Thread | None = None
+        self._cpu_clock: int | None = None
         self._wake = -1
         self._stopping = False
         self._in_batch = False
@@ -96,9 +97,10 @@ class RingBackend(ABC):
 
     @abstractmethod
     def attach(self, frontend: Reader) -> tuple[Connection, Keys]:
-        """Map what the frontend's keys name; return it, and what is published with Connected.
+        """Take what the frontend's keys name (`open_ring`); also return what is published with
+        Connected.
 
-        Raises WireError for keys that cannot be, and holds nothing then.
+        Raises WireError for keys that cannot be. What it took until then is given back.
         """
 
     @abstractmethod
@@ -106,7 +108,7 @@ class RingBackend(ABC):
         """Handle one message, copied from the ring; raise WireError to close the channel."""
 
     def quiesce(self) -> None:  # noqa: B027 - most have something to do, none must
-        """Return when nobody touches the frontend's memory any more."""
+        """End what is in flight; it is waited for then."""
 
     def parameters(self) -> Mapping[str, object]:
         """Return what was negotiated."""
@@ -116,12 +118,14 @@ class RingBackend(ABC):
 
     def connect(self, frontend: Reader) -> Keys:
         """Attach the frontend's ring and serve it."""
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._held.callback(os.close, self._wake)
         connection, properties = self.attach(frontend)
         self.statistics = BackendStatistics()
         self.in_flight = 0
         self._stopping = False
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.connection = connection
+        self._cpu_clock = None
         name = f"{self.kind}-{self.peer.domain}-{self.device}"
         self._thread = threading.Thread(
             target=self._serve, args=(connection,), name=name, daemon=True
@@ -138,45 +142,42 @@ class RingBackend(ABC):
         return {}
 
     def disconnect(self) -> None:
-        """Stop serving and give back everything; does nothing where nothing is served."""
+        """Stop serving, and give back everything, also what an `attach` that failed has taken."""
         connection, thread = self.connection, self._thread
-        if connection is None or thread is None:
-            return
-        self._stopping = True
-        os.eventfd_write(self._wake, 1)
-        thread.join()
-        self.quiesce()
-        with self._lock:
-            self.connection = None
-            self._thread = None
-            connection.ring.close()
-            os.close(self._wake)
-        connection.events.close()
-        for mapping in connection.mappings:
-            mapping.unmap()
+        if connection is not None and thread is not None:
+            self._stopping = True
+            os.eventfd_write(self._wake, 1)
+            connection.events.close()  # a notification that the frontend stalls goes on
+            thread.join()
+            self.quiesce()
+            with self._lock:
+                self._idle.wait_for(lambda: self.in_flight == 0)
+                self.connection = None
+                self._thread = None
+        self._held.close()
 
-    def map_rings(self, references: Sequence[Sequence[int]]) -> tuple[GrantMapping, ...]:
-        """Map each ring's pages; WireError, and none is mapped, if one cannot be."""
-        mappings: list[GrantMapping] = []
-        try:
-            for each in references:
-                mappings.append(self.peer.grants.map(each, readonly=False))
-                mappings[-1].contiguous()
-        except OSError as error:
-            unmap(mappings)
-            raise WireError(f"the ring cannot be mapped: {error.strerror}") from error
-        except WireError:
-            unmap(mappings)
-            raise
-        return tuple(mappings)
+    def open_ring(
+        self,
+        frontend: Reader,
+        references: Sequence[Sequence[int]],
+        make: Callable[..., RingEnd],
+        slot_size: int,
+    ) -> tuple[RingEnd, EventChannel]:
+        """Map each ring's pages and bind the frontend's event channel (for `attach`).
 
-    def bind(self, frontend: Reader, mappings: Sequence[GrantMapping]) -> EventChannel:
-        """Bind the frontend's event channel; unmap the mappings if that fails."""
-        try:
-            return self.peer.bind(frontend.number("event-channel"))
-        except WireError:
-            unmap(mappings)
-            raise
+        make: what attaches to the rings' memory. All is held until `disconnect`. WireError if a
+        page or the channel is not there for us.
+        """
+        memory = []
+        for each in references:
+            mapping = self.peer.grants.map(each, readonly=False)
+            self._held.callback(mapping.unmap)
+            memory.append(mapping.contiguous())
+        events = self.peer.bind(frontend.number("event-channel"))
+        self._held.callback(events.close)
+        ring = make(*memory, slot_size)
+        self._held.callback(ring.close)
+        return ring, events
 
     # What the device's owner asks.
 
@@ -186,22 +187,23 @@ class RingBackend(ABC):
 
     def cpu_ns(self) -> int:
         """Return the CPU time that the serving thread has used, in nanoseconds."""
-        thread = self._thread
-        if thread is None or thread.ident is None or not thread.is_alive():
+        clock = self._cpu_clock
+        try:
+            return time.clock_gettime_ns(clock) if clock is not None else 0
+        except OSError:  # the thread has just ended
             return 0
-        return time.clock_gettime_ns(time.pthread_getcpuclockid(thread.ident))
 
     # What a protocol uses.
 
     def answer(self, message: bytes, *, slots: int = 1, keep: bool = False) -> None:
-        """Put an answer on the ring, from any thread; after `stop` it goes nowhere.
+        """Put an answer on the ring, from any thread; once the channel ends it goes nowhere.
 
         The answers to one batch are published together. slots: how many the request occupied
         (all but the first stay empty). keep: leave the rest of the slot as it is.
         """
         with self._lock:
             connection = self.connection
-            if connection is None:
+            if connection is None or self._stopping:
                 return
             ring = connection.ring
             try:
@@ -223,9 +225,11 @@ class RingBackend(ABC):
             self._show(connection, Way.TO_TARGET, self._index, slot, descriptors)
 
     def count(self, change: int) -> None:
-        """Count a request that began (+1) or was answered or dropped (-1)."""
+        """Count a request that began (+1), or let go of the frontend's memory (-1)."""
         with self._lock:
             self.in_flight += change
+            if not self.in_flight:
+                self._idle.notify_all()
 
     # The loop.
 
@@ -253,6 +257,8 @@ class RingBackend(ABC):
             self.on_failure(str(error))
 
     def _serve(self, connection: Connection) -> None:
+        # Of this thread by itself: asking for the clock of a thread that has ended is undefined.
+        self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
             while not self._stopping:
                 if not self._batch(connection) and not connection.ring.arm():
@@ -272,6 +278,8 @@ class RingBackend(ABC):
         try:
             first = connection.ring.take_index - len(slots)
             for offset, slot in enumerate(slots):
+                if self._stopping:
+                    break
                 self._index = (first + offset) & 0xFFFF_FFFF
                 self.statistics.requests += 1
                 self.message(slot)
@@ -292,9 +300,3 @@ class RingBackend(ABC):
         connection.events.clear()
         self._idle_events += 1
         self.statistics.notifications_received += 1
-
-
-def unmap(mappings: Sequence[GrantMapping]) -> None:
-    """Unmap all of them."""
-    for mapping in mappings:
-        mapping.unmap()

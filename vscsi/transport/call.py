@@ -93,6 +93,8 @@ class CallInitiator:
 def _done(task: Task) -> None:
     command = task.context
     if isinstance(command, Command):
+        if task.delivery_failure is not None:
+            command.error = TransportError(f"delivery failure: {task.delivery_failure.name}")
         data_out, data_in = residuals(task)
         command.status = task.status
         command.sense = task.sense

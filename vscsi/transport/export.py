@@ -6,16 +6,19 @@ import json
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vscsi.domain.base import StoreClient, StoreError
-from vscsi.domain.local import Answer, LocalHost, LocalMessage, LocalPeer
-from vscsi.domain.toolstack import VBD, VSCSI, VSRP, Device, create, remove
+from vscsi.domain.base import StoreClient, StoreError, StoreOperations
+from vscsi.domain.keys import read_state, transact
+from vscsi.domain.local import BACKEND_DOMAIN, Answer, LocalHost, LocalMessage, LocalPeer
+from vscsi.domain.toolstack import VBD, VSCSI, VSRP, Device, create
 from vscsi.domain.xenbus import Backend, Reader, XenbusState
+from vscsi.target.base import Nexus
 from vscsi.target.disk import Disk
+from vscsi.target.refusals import CAPACITY_CHANGED, REPORTED_LUNS_CHANGED
 from vscsi.target.router import TaskRouter
 from vscsi.transport.backend import RingBackend
 from vscsi.transport.blkif.backend import BlkifBackend
@@ -25,9 +28,13 @@ from vscsi.transport.srp.port import SrpPort
 from vscsi.transport.tap import TapSwitch
 from vscsi.transport.vscsiif.backend import VscsiifBackend
 from vscsi.wire.blkif import NATIVE, Layout
+from vscsi.wire.lun import encode
+from vscsi.wire.sense import Sense
 
 VBD_STEP = 16
 """Between the virtual device numbers of two disks (io/blkif.h)."""
+MAX_WARNINGS = 16
+"""Of one domain: it can have its channels closed as often as it likes."""
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +91,19 @@ class WatchingStore:
         self.transaction = store.transaction
 
     def watch(self, path: str, callback: Callable[[str], None]) -> Callable[[], None]:
-        """Watch a path."""
-        return self._store.watch(path, lambda changed: self._turns.post(partial(callback, changed)))
+        """Watch a path; an event that waits for the domain's thread is not posted twice."""
+        waiting: set[str] = set()  # as long as what the guest has below the path (XSA-349)
+
+        def call(changed: str) -> None:
+            waiting.discard(changed)
+            callback(changed)
+
+        def fire(changed: str) -> None:
+            if changed not in waiting:
+                waiting.add(changed)
+                self._turns.post(partial(call, changed))
+
+        return self._store.watch(path, fire)
 
 
 @dataclass(slots=True)
@@ -104,6 +122,7 @@ class Guest:
         self.peer = peer
         self.devices: list[Served] = []
         self._export = export
+        self._warnings = 0
         self._turns = Turns(f"domain-{peer.domain}")
         self._store = WatchingStore(export.host.store, self._turns)
         self._plug()
@@ -141,11 +160,32 @@ class Guest:
         self._turns.post(half.start)
 
     def _changed(self, device: Device, state: XenbusState, reason: str) -> None:
-        level = logging.WARNING if reason and state is XenbusState.CLOSING else logging.INFO
+        level = logging.INFO
+        if reason and state is XenbusState.CLOSING and self._warnings < MAX_WARNINGS:
+            level = logging.WARNING
+            self._warnings += 1
         log.log(level, "%s: %s %s", device.backend_path, state.name, reason)
 
     def _failed(self, half: Backend, reason: str) -> None:
         half.fail(reason)
+
+    def resized(self, disk: Disk) -> None:
+        """Publish the size that a disk has now on its vbd; any thread, does not wait."""
+        for served in self.devices:
+            if isinstance(served.end, BlkifBackend) and served.end.disk is disk:
+                self._turns.post(partial(self._publish_size, served.device, served.end))
+
+    def _publish_size(self, device: Device, end: BlkifBackend) -> None:
+        """Rewrite the size, and the state so that its watch fires (io/blkif.h, resize)."""
+        state = f"{device.backend_path}/state"
+
+        def body(operations: StoreOperations) -> None:
+            if read_state(operations, device.backend_path) is XenbusState.CONNECTED:
+                for key, value in end.geometry().items():
+                    operations.write(f"{device.backend_path}/{key}", value)
+                operations.write(state, str(int(XenbusState.CONNECTED)))
+
+        transact(self._store, body)
 
     def gone(self) -> None:
         """Take the domain's devices down; any thread, does not wait."""
@@ -155,13 +195,18 @@ class Guest:
     def _unplug(self) -> None:
         for served in self.devices:
             served.half.stop()
-        for served in self.devices:
-            remove(self._store, served.device)
-        try:
-            self._store.rm(f"/local/domain/{self.peer.domain}")
-        except StoreError as error:
-            log.debug("domain %d: %s", self.peer.domain, error)
         self.peer.close()
+        domain, ours = self.peer.domain, f"/local/domain/{BACKEND_DOMAIN}"
+        kinds = sorted({served.device.kind for served in self.devices})
+        for path in (
+            f"/local/domain/{domain}",
+            *(f"{ours}/backend/{kind}/{domain}" for kind in kinds),
+            *(f"{ours}/error/backend/{kind}/{domain}" for kind in kinds),
+        ):
+            try:
+                self._store.rm(path)
+            except StoreError as error:
+                log.debug("domain %d: %s", domain, error)
 
     @property
     def alive(self) -> bool:
@@ -183,7 +228,6 @@ class Export:
         *,
         workers: int = 0,
         blkif_layout: Layout = NATIVE,
-        answers: Mapping[LocalMessage, Callable[[int, bytes], Answer]] | None = None,
     ) -> None:
         """disks: by logical unit number; they and their stores stay the caller's."""
         self.disks = dict(disks)
@@ -191,6 +235,10 @@ class Export:
         self.router = TaskRouter(workers=workers)
         for number, disk in disks.items():
             self.router.add(number, disk)
+        self._end_observing = [
+            disk.attentions.observe(partial(self._attention, encode(number), disk))
+            for number, disk in disks.items()
+        ]
         port_id = hashlib.sha256(str(directory.resolve()).encode()).digest()[:16]
         self.port = SrpPort(self.router, port_id)
         self.blkif_layout = blkif_layout
@@ -198,8 +246,8 @@ class Export:
             directory,
             on_domain=self._domain,
             on_domain_gone=self._domain_gone,
-            answers={LocalMessage.STATISTICS: self._statistics, **(answers or {})},
         )
+        self.host.answers[LocalMessage.STATISTICS] = self._statistics
         self._guests: dict[int, Guest] = {}
         self._leaving: list[Guest] = []
 
@@ -213,6 +261,18 @@ class Export:
         for guest in self._leaving:
             guest.join()
         self.router.close()
+        for end_observing in self._end_observing:
+            end_observing()
+
+    def _attention(
+        self, lun: bytes, disk: Disk, condition: Sense, nexuses: Sequence[Nexus]
+    ) -> None:
+        """Tell at once what the next command would be told: the configuration has changed."""
+        if condition in (CAPACITY_CHANGED, REPORTED_LUNS_CHANGED):
+            self.port.report_event(nexuses, lun, condition.build())
+        if condition == CAPACITY_CHANGED:
+            for guest in list(self._guests.values()):
+                guest.resized(disk)
 
     def _domain(self, peer: LocalPeer) -> None:
         log.info("domain %d attached", peer.domain)
@@ -225,11 +285,16 @@ class Export:
         guest.gone()
 
     def _statistics(self, domain: int, payload: bytes) -> Answer:
-        """Answer with one device's report; a domain may ask for its own."""
+        """Answer with one device's report; a domain may ask for its own.
+
+        staged_bytes is what the stores staged since they were opened, for whomever.
+        """
         guest = self._guests.get(domain)
         kind = payload.decode("ascii", "replace")
+        staged = sum(disk.store.staged_bytes for disk in self.disks.values())
         if guest is not None:
             for served in guest.devices:
                 if served.device.kind == kind and served.end.connection is not None:
-                    return json.dumps(served.end.report()).encode(), ()
+                    report = {**served.end.report(), "staged_bytes": staged}
+                    return json.dumps(report).encode(), ()
         raise StoreError("ENOENT")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from vscsi.domain.base import PAGE_SIZE, DomainError, EventChannel, StoreError
 from vscsi.domain.local import BACKEND_DOMAIN, LocalGuest, LocalMessage
+from vscsi.domain.memory import OutOfMemoryError
 from vscsi.domain.toolstack import Device
 from vscsi.domain.xenbus import Frontend, Keys, Reader, XenbusState
 from vscsi.ring import RingEnd
@@ -52,24 +53,25 @@ class RingInitiator(ABC, Generic[Request]):
     def __init__(self, directory: Path, handle: int) -> None:
         """Attach a new domain to a served directory; SetupError if nobody serves it."""
         self.statistics = InitiatorStatistics()
-        self.guest = LocalGuest(directory, memory_bytes=MEMORY_BYTES, on_lost=self._lost)
         self.in_flight: dict[int, Request] = {}
         self.ring: RingEnd | None = None
-        self._device = Device(self.kind, self.guest.domain, handle, BACKEND_DOMAIN)
         self._waiting: deque[Request] = deque()
         self._lock = threading.Lock()
         self._events: EventChannel | None = None
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._receiver: threading.Thread | None = None
         self._stopping = False
         self._in_batch = False
         self._failure: str | None = None
         self._changed = threading.Condition()
+        """Of the state, of failure, of an answer that somebody waits for."""
         self._state = XenbusState.UNKNOWN
         self._reason = ""
         self._half: Frontend | None = None
         self._pages: list[tuple[list[int], list[int]]] = []
         self._closed = False
+        self.guest = LocalGuest(directory, memory_bytes=MEMORY_BYTES, on_lost=self._lost)
+        self._device = Device(self.kind, self.guest.domain, handle, BACKEND_DOMAIN)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     # What a protocol says.
 
@@ -87,7 +89,10 @@ class RingInitiator(ABC, Generic[Request]):
 
     @abstractmethod
     def put(self, request: Request) -> None:
-        """Put a request on the ring and into `in_flight` (called with the lock)."""
+        """Put a request on the ring and into `in_flight` (called with the lock).
+
+        Raises OutOfMemoryError, and has done nothing then, if the guest's memory is used up.
+        """
 
     @abstractmethod
     def answered(self, slot: bytes) -> Iterable[Completion]:
@@ -119,14 +124,14 @@ class RingInitiator(ABC, Generic[Request]):
             self._half.start()
             with self._changed:
                 settled = self._changed.wait_for(
-                    lambda: self._failure or self._state is XenbusState.CONNECTED or self._ended,
+                    lambda: self._state is XenbusState.CONNECTED or self._ended,
                     CONNECT_TIMEOUT_S,
                 )
         except (StoreError, DomainError) as error:
             self.close()
             raise TransportError(f"{self.kind}: {error}") from error
         if self._state is not XenbusState.CONNECTED or self._failure:
-            reason = self._failure or self._reason or "closed"
+            reason = self._reason or self._failure or ENDED
             if not settled:
                 reason = f"the backend is {self._state.name} after {CONNECT_TIMEOUT_S:g} s"
             self.close()
@@ -134,7 +139,8 @@ class RingInitiator(ABC, Generic[Request]):
 
     @property
     def _ended(self) -> bool:
-        return self._state is XenbusState.CLOSED and bool(self._reason)
+        """Whether it is known why there is no connection (any more)."""
+        return bool(self._reason) or self._failure not in (None, ENDED)
 
     def _on_state(self, state: XenbusState, reason: str) -> None:
         with self._changed:
@@ -169,7 +175,7 @@ class RingInitiator(ABC, Generic[Request]):
         os.eventfd_write(self._wake, 1)
         if self._receiver is not None and self._receiver is not threading.current_thread():
             self._receiver.join()
-        self._fail("the channel was closed")
+        self._fail(ENDED)
         with self._lock:
             if self.ring is not None:
                 self.ring.close()
@@ -200,7 +206,12 @@ class RingInitiator(ABC, Generic[Request]):
     # Memory
 
     def alloc(self, length: int) -> Buffer:
-        """Return a zeroed buffer of whole consecutive pages, of which `length` bytes are used."""
+        """Return a zeroed buffer of whole consecutive pages, of which `length` bytes are used.
+
+        Raises OutOfMemoryError, and TransportError after `close`.
+        """
+        if self._closed:
+            raise TransportError("the channel is closed")
         frames = self.guest.memory.alloc(-(-max(length, 1) // PAGE_SIZE), contiguous=True)
         view = self.guest.memory.view(frames[0], len(frames))[:length]
         return Buffer(view, frames[0] * PAGE_SIZE)
@@ -229,22 +240,51 @@ class RingInitiator(ABC, Generic[Request]):
     def enqueue(self, requests: Sequence[Request], *, first: bool = False) -> None:
         """Send requests as slots come free, or `first`; TransportError if the channel failed."""
         with self._lock:
-            if self._failure is not None or self.ring is None:
-                raise TransportError(self._failure or "the channel is not connected")
+            self.check_usable()
             if first:
                 self._waiting.extendleft(reversed(requests))
             else:
                 self._waiting.extend(requests)
-            self.pump()
+            refused = self.pump()
+        call_all(refused)
 
-    def pump(self) -> None:
-        """Put what waits on the ring as far as there is room (with the lock)."""
+    def check_usable(self) -> None:
+        """Raise TransportError, saying why, if the channel takes no requests."""
+        if self._failure is not None or self.ring is None:
+            raise TransportError(self._failure or "the channel is not connected")
+
+    def pump(self) -> list[Completion]:
+        """Put what waits on the ring as far as there is room (with the lock).
+
+        Returns what to call, without the lock, for requests that can never be sent.
+        """
+        refused: list[Completion] = []
         if self.ring is None:
-            return
+            return refused
         while self._waiting and self.room_for(self._waiting[0]):
-            self.put(self._waiting.popleft())
+            request = self._waiting.popleft()
+            try:
+                self.put(request)
+            except OutOfMemoryError as error:
+                if self.in_flight:  # what is in flight gives some back
+                    self._waiting.appendleft(request)
+                    break
+                refused.append(self.cancelled(request, TransportError(str(error))))
+            if len(self.in_flight) > self.statistics.most_in_flight:
+                self.statistics.most_in_flight = len(self.in_flight)
         if not self._in_batch:
             self._publish()
+        return refused
+
+    def recall(self, request: Request) -> bool:
+        """End a request that still waits for its turn; False if it does not wait."""
+        with self._lock:
+            if request not in self._waiting:
+                return False
+            self._waiting.remove(request)
+            complete = self.cancelled(request, TransportError("aborted by task management"))
+        complete()
+        return True
 
     def _publish(self) -> None:
         if self.ring is not None and self._events is not None and self.ring.publish():
@@ -279,12 +319,12 @@ class RingInitiator(ABC, Generic[Request]):
             for slot in slots:
                 with self._lock:
                     completions = self.answered(slot)
-                for complete in completions:
-                    complete()
+                call_all(completions)
         finally:
             with self._lock:
                 self._in_batch = False
-                self.pump()
+                refused = self.pump()
+            call_all(refused)
 
     # Failing
 
@@ -301,7 +341,7 @@ class RingInitiator(ABC, Generic[Request]):
     def _fail(self, reason: str) -> None:
         """End all requests; later ones are refused with the reason."""
         with self._lock:
-            if self._failure is None:
+            if self._failure in (None, ENDED):
                 self._failure = reason
             error = TransportError(self._failure)
             ended = [*self.in_flight.values(), *self._waiting]
@@ -310,8 +350,7 @@ class RingInitiator(ABC, Generic[Request]):
             completions = [self.cancelled(request, error) for request in ended]
         with self._changed:
             self._changed.notify_all()
-        for complete in completions:
-            complete()
+        call_all(completions)
 
     # Telling
 
@@ -331,4 +370,15 @@ class RingInitiator(ABC, Generic[Request]):
         return counters
 
 
+def call_all(completions: Iterable[Completion]) -> None:
+    """Call what owners of requests want called; what one gets wrong is not the next one's."""
+    for complete in completions:
+        try:
+            complete()
+        except Exception:
+            _log.exception("a command's `done` failed")
+
+
 LOST = "the server is gone"
+ENDED = "the channel was closed"
+"""As long as nobody knows more."""

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 
+from vscsi.domain.base import DomainError
 from vscsi.target.base import Attribute, Function, ServiceResponse, Status
 from vscsi.transport.initiator import (
     Buffer,
@@ -94,13 +95,11 @@ class Hba:
         """Send a command and return a future for its reply (await it with asyncio.wrap_future).
 
         data_in is the size of the buffer for data-in, in bytes. The future raises TransportError
-        where there is no SCSI status; `future.command` is the command, for `abort`.
+        where there is no SCSI status; `future.command` is the command, for ABORT TASK. Raises
+        TransportError if the path cannot carry the command, or has no memory for its data.
         """
         future = CommandFuture()
-        send = self.initiator.alloc(len(data_out)) if data_out else None
-        receive = self.initiator.alloc(data_in) if data_in else None
-        if send is not None:
-            send.view[:] = data_out
+        send, receive = self._buffers(data_out, data_in)
 
         def done(command: Command) -> None:
             data = b""
@@ -132,6 +131,23 @@ class Hba:
                     self.initiator.free(buffer)
             raise
         return future
+
+    def _buffers(
+        self, data_out: bytes | bytearray | memoryview, data_in: int
+    ) -> tuple[Buffer | None, Buffer | None]:
+        """Return a buffer with data_out and one for data_in, None for an empty one."""
+        send = receive = None
+        try:
+            if data_out:
+                send = self.initiator.alloc(len(data_out))
+                send.view[:] = data_out
+            if data_in:
+                receive = self.initiator.alloc(data_in)
+        except DomainError as error:
+            if send is not None:
+                self.initiator.free(send)
+            raise TransportError(str(error)) from error
+        return send, receive
 
     def command(
         self,

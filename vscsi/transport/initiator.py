@@ -116,6 +116,8 @@ class InitiatorStatistics:
     notifications_sent: int = 0
     notifications_received: int = 0
     wire_errors: int = 0
+    most_in_flight: int = 0
+    """Most requests that were on the ring at a time; 0 without a ring."""
 
 
 class Initiator(Protocol):

@@ -11,11 +11,12 @@ def residuals(task: Task) -> tuple[int, int]:
     """Return the residuals of data-out and data-in in bytes: > 0 not moved, < 0 buffer too short.
 
     They hold whatever the status was (SRP r16a RSP). The buffer of the direction that the command
-    does not have was not touched.
+    does not have was not touched; a command that is not in the table has its buffer's.
     """
-    row = cdbs.lookup(task.cdb)
-    direction = row.direction if row is not None else Direction.NONE
     data_out, data_in = task.data_out_length, task.data_in_length
+    row = cdbs.lookup(task.cdb)
+    by_buffer = Direction.OUT if data_out else Direction.IN
+    direction = row.direction if row is not None else by_buffer
     if direction is Direction.OUT:
         data_out = -task.overflow if task.overflow else data_out - task.moved
     elif direction is Direction.IN:

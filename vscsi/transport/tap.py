@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Where a backend end shows every message that crosses its ring, both ways."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -40,13 +41,16 @@ class TapSwitch:
 
     def __init__(self) -> None:
         self._listeners: tuple[Tap, ...] = ()
+        self._lock = threading.Lock()
 
     def add(self, listener: Tap) -> Callable[[], None]:
-        """Add a listener; returns a function that removes it."""
-        self._listeners = (*self._listeners, listener)
+        """Add a listener; returns a function that removes it. Both from any thread."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
 
         def remove() -> None:
-            self._listeners = tuple(each for each in self._listeners if each is not listener)
+            with self._lock:
+                self._listeners = tuple(each for each in self._listeners if each is not listener)
 
         return remove
 

@@ -1,95 +1,273 @@
 # SPDX-License-Identifier: MIT
-"""pcapng blocks, as far as captures need them (draft-ietf-opsawg-pcapng). Written little-endian.
+"""pcapng blocks, as far as captures need them (draft-ietf-opsawg-pcapng).
 
 A block is type u32, total length u32, body, total length u32 again; bodies are padded to 4 bytes.
-Options are code u16, length u16, value, padding; code 0 ends them.
+Options are code u16, length u16, value, padding; code 0 ends them. A section is in its writer's
+byte order: ours are little-endian, both are read.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+from construct import Construct, Container
 
 from vscsi.wire.errors import WireError
-from vscsi.wire.formats import U16L, U32L, U64L, Packed, build, parse
+from vscsi.wire.formats import U16B, U16L, U32B, U32L, U64B, U64L, Packed, build, parse, text
 
-SECTION = 0x0A0D0D0A
-INTERFACE = 1
-ENHANCED_PACKET = 6
-STATISTICS = 5
-BYTE_ORDER_MAGIC = 0x1A2B3C4D
-LINKTYPE_USER0 = 147
-"""Ours: a record header and a ring message (`vscsi.wire.record`)."""
 
-OPTION_COMMENT = 1
-SHB_APPLICATION = 4
+class BlockType(IntEnum):
+    """The blocks that captures consist of; SECTION reads the same in both byte orders."""
+
+    INTERFACE = 1
+    STATISTICS = 5
+    ENHANCED_PACKET = 6
+    SECTION = 0x0A0D0D0A
+
+
+# Option codes; the block that each belongs to is in its name.
+END_OF_OPTIONS = 0
+SHB_USERAPPL = 4
 IF_NAME = 2
 IF_DESCRIPTION = 3
 IF_TSRESOL = 9
-NANOSECONDS = 9
-"""if_tsresol: the negative power of ten of the clock's unit."""
+IF_TSOFFSET = 14
+EPB_DROPCOUNT = 4
+ISB_IFRECV = 4
 ISB_IFDROP = 5
 
+LINKTYPE_USER0 = 147
+"""Ours: a record header and a ring message (`vscsi.wire.record`)."""
 MAX_BLOCK = 1 << 20
-"""A longer block is not ours (a record is at most a ring slot and its descriptors)."""
-
-BlockHead = Packed("type" / U32L, "length" / U32L)
-SectionHead = Packed("magic" / U32L, "major" / U16L, "minor" / U16L, "section_length" / U64L)
-InterfaceHead = Packed("link_type" / U16L, "reserved" / U16L, "snap_length" / U32L)
-PacketHead = Packed(
-    "interface" / U32L,
-    "time_high" / U32L,
-    "time_low" / U32L,
-    "captured_length" / U32L,
-    "original_length" / U32L,
-)
-StatisticsHead = Packed("interface" / U32L, "time_high" / U32L, "time_low" / U32L)
-OptionHead = Packed("code" / U16L, "length" / U16L)
+"""Bytes; a longer block is not ours (a record is at most a ring slot and its descriptors)."""
+HEAD_SIZE = 8
+MIN_BLOCK = 12
+_BYTE_ORDER_MAGIC = 0x1A2B3C4D
+_LENGTH_UNKNOWN = 0xFFFF_FFFF_FFFF_FFFF
+_NANOSECONDS = 9
+_NS_PER_S = 10**9
 
 
-def pad(data: bytes) -> bytes:
-    """Return data with zeros up to a multiple of 4 bytes."""
+@dataclass(frozen=True)
+class Order:
+    """The formats in one byte order."""
+
+    name: Literal["little", "big"]
+    head: Construct
+    section: Construct
+    interface: Construct
+    packet: Construct
+    statistics: Construct
+    option: Construct
+
+
+def _order(name: Literal["little", "big"], u16: Construct, u32: Construct, u64: Construct) -> Order:
+    return Order(
+        name,
+        head=Packed("type" / u32, "length" / u32),
+        section=Packed("magic" / u32, "major" / u16, "minor" / u16, "section_length" / u64),
+        interface=Packed("link_type" / u16, "reserved" / u16, "snap_length" / u32),
+        packet=Packed(
+            "interface" / u32,
+            "time_high" / u32,
+            "time_low" / u32,
+            "captured_length" / u32,
+            "original_length" / u32,
+        ),
+        statistics=Packed("interface" / u32, "time_high" / u32, "time_low" / u32),
+        option=Packed("code" / u16, "length" / u16),
+    )
+
+
+LITTLE = _order("little", U16L, U32L, U64L)
+BIG = _order("big", U16B, U32B, U64B)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One ring of a capture: what its interface block says."""
+
+    link_type: int
+    name: str
+    description: str
+    ticks_per_s: int = _NS_PER_S
+    offset_s: int = 0
+
+    def time_ns(self, ticks: int) -> int:
+        """Return a time stamp in nanoseconds since 1970."""
+        return self.offset_s * _NS_PER_S + ticks * _NS_PER_S // self.ticks_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One packet block."""
+
+    interface: int
+    ticks: int
+    data: bytes
+    original_length: int
+    lost: int
+    """Packets lost between this one and the one before it on the same interface."""
+
+
+# Building, little-endian
+
+
+def section(application: str) -> bytes:
+    """Return the block that begins a section of unknown length, written by an application."""
+    head = {"magic": _BYTE_ORDER_MAGIC, "major": 1, "section_length": _LENGTH_UNKNOWN}
+    options = _options([(SHB_USERAPPL, application.encode())])
+    return _block(BlockType.SECTION, build(LITTLE.section, head) + options)
+
+
+def interface(name: str, description: str) -> bytes:
+    """Return the block that describes the next interface: one of ours, times in nanoseconds."""
+    options = [
+        (IF_NAME, name.encode()),
+        (IF_DESCRIPTION, description.encode()),
+        (IF_TSRESOL, bytes([_NANOSECONDS])),
+    ]
+    head = build(LITTLE.interface, {"link_type": LINKTYPE_USER0})
+    return _block(BlockType.INTERFACE, head + _options(options))
+
+
+def packet(interface_number: int, time_ns: int, data: bytes, lost: int = 0) -> bytes:
+    """Return a packet block."""
+    head = {
+        "interface": interface_number,
+        **_time(time_ns),
+        "captured_length": len(data),
+        "original_length": len(data),
+    }
+    options = _options([(EPB_DROPCOUNT, _u64(lost))] if lost else [])
+    return _block(BlockType.ENHANCED_PACKET, build(LITTLE.packet, head) + _pad(data) + options)
+
+
+def statistics(interface_number: int, time_ns: int, received: int, dropped: int) -> bytes:
+    """Return what became of an interface's packets by a time: received counts the dropped too."""
+    counts = ((ISB_IFRECV, received), (ISB_IFDROP, dropped))
+    options = _options((code, _u64(count)) for code, count in counts)
+    head = build(LITTLE.statistics, {"interface": interface_number, **_time(time_ns)})
+    return _block(BlockType.STATISTICS, head + options)
+
+
+def _time(time_ns: int) -> dict[str, int]:
+    return {"time_high": time_ns >> 32 & 0xFFFF_FFFF, "time_low": time_ns & 0xFFFF_FFFF}
+
+
+def _u64(value: int) -> bytes:
+    return value.to_bytes(8, "little")
+
+
+def _pad(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def block(kind: int, body: bytes) -> bytes:
-    """Return a whole block; body is a multiple of 4 bytes."""
-    length = len(body) + 12
-    head = build(BlockHead, {"type": kind, "length": length})
+def _block(kind: BlockType, body: bytes) -> bytes:
+    head = build(LITTLE.head, {"type": kind, "length": len(body) + MIN_BLOCK})
     return head + body + head[4:]
 
 
-def options(values: Iterable[tuple[int, bytes]]) -> bytes:
+def _options(values: Iterable[tuple[int, bytes]]) -> bytes:
     """Return options with their end mark; nothing at all where there are none."""
     encoded = b"".join(
-        build(OptionHead, {"code": code, "length": len(value)}) + pad(value)
+        build(LITTLE.option, {"code": code, "length": len(value)}) + _pad(value)
         for code, value in values
     )
     return encoded + bytes(4) if encoded else b""
 
 
-def parse_options(data: bytes) -> dict[int, bytes]:
-    """Return options by code (the last of each); raise WireError where they are cut."""
-    found = {}
-    at = 0
-    while at + OptionHead.sizeof() <= len(data):
-        head = parse(OptionHead, data[at : at + 4], "pcapng option")
-        if head.code == 0:
-            break
-        value = data[at + 4 : at + 4 + head.length]
-        if len(value) < head.length:
-            raise WireError(f"pcapng option {head.code}: cut short")
-        found[head.code] = value
-        at += 4 + head.length + (-head.length % 4)
-    return found
+# Parsing. All of it raises WireError for what is cut short or contradicts itself.
 
 
-def packet_head(interface: int, time_ns: int, length: int) -> bytes:
-    """Return the fixed part of an enhanced packet block's body."""
-    return build(
-        PacketHead,
-        {
-            "interface": interface,
-            "time_high": time_ns >> 32 & 0xFFFF_FFFF,
-            "time_low": time_ns & 0xFFFF_FFFF,
-            "captured_length": length,
-            "original_length": length,
-        },
+def parse_head(order: Order, data: bytes) -> tuple[int, int]:
+    """Return type and total length of a block from its first 8 bytes."""
+    head = parse(order.head, data, "block header")
+    if head.length < MIN_BLOCK or head.length % 4:
+        raise WireError(f"a block of {head.length} bytes")
+    return head.type, head.length
+
+
+def section_order(data: bytes) -> Order:
+    """Return the byte order of a section from the first 12 bytes of its block."""
+    for order in (LITTLE, BIG):
+        if int.from_bytes(data[HEAD_SIZE:], order.name) == _BYTE_ORDER_MAGIC:
+            return order
+    raise WireError("no pcapng section: no byte order mark")
+
+
+def parse_section(order: Order, body: bytes) -> None:
+    """Check a section's version."""
+    head, _ = _head(order.section, body, "section block")
+    if head.major != 1:
+        raise WireError(f"pcapng version {head.major}.{head.minor}")
+
+
+def parse_interface(order: Order, body: bytes) -> Interface:
+    """Return what an interface block says."""
+    head, rest = _head(order.interface, body, "interface block")
+    options = _parse_options(order, rest)
+    resolution = options.get(IF_TSRESOL, b"\x06")
+    offset = options.get(IF_TSOFFSET, bytes(8))
+    if len(resolution) != 1 or len(offset) != 8:
+        raise WireError("interface block: an option of the wrong length")
+    exponent = resolution[0] & 0x7F
+    return Interface(
+        head.link_type,
+        text(options.get(IF_NAME, b"")),
+        text(options.get(IF_DESCRIPTION, b"")),
+        1 << exponent if resolution[0] & 0x80 else 10**exponent,
+        int.from_bytes(offset, order.name, signed=True),
     )
+
+
+def parse_packet(order: Order, body: bytes) -> Packet:
+    """Return what a packet block holds."""
+    head, rest = _head(order.packet, body, "packet block")
+    length = head.captured_length
+    if length > len(rest):
+        raise WireError(f"packet block: {length} bytes in a body of {len(body)}")
+    options = _parse_options(order, rest[length + -length % 4 :])
+    return Packet(
+        head.interface,
+        head.time_high << 32 | head.time_low,
+        rest[:length],
+        head.original_length,
+        _count(order, options, EPB_DROPCOUNT),
+    )
+
+
+def parse_statistics(order: Order, body: bytes) -> tuple[int, int]:
+    """Return the interface's number and its dropped packets from a statistics block."""
+    head, rest = _head(order.statistics, body, "statistics block")
+    return head.interface, _count(order, _parse_options(order, rest), ISB_IFDROP)
+
+
+def _count(order: Order, options: dict[int, bytes], code: int) -> int:
+    value = options.get(code, bytes(8))
+    if len(value) != 8:
+        raise WireError(f"option {code}: {len(value)} bytes")
+    return int.from_bytes(value, order.name)
+
+
+def _head(form: Construct, body: bytes, what: str) -> tuple[Container, bytes]:
+    size = form.sizeof()
+    return parse(form, body[:size], what), body[size:]
+
+
+def _parse_options(order: Order, data: bytes) -> dict[int, bytes]:
+    """Return options by code (the last of each)."""
+    found = {}
+    size = order.option.sizeof()
+    at = 0
+    while at < len(data):
+        head = parse(order.option, data[at : at + size], "option")
+        if head.code == END_OF_OPTIONS:
+            break
+        value = data[at + size : at + size + head.length]
+        if len(value) < head.length:
+            raise WireError(f"option {head.code}: cut short")
+        found[head.code] = value
+        at += size + head.length + -head.length % 4
+    return found

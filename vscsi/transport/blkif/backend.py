@@ -114,9 +114,7 @@ class BlkifBackend(RingBackend):
         limits = Limits.accept(frontend, OFFERED, OFFERED.requests)
         self._max_segments = limits.segments if self._layout.segment_blocks else SEGMENTS
         self._gathering = None
-        mappings = self.map_rings([references])
-        events = self.bind(frontend, mappings)
-        ring = RingEnd.back(mappings[0].contiguous(), self._layout.slot_size)
+        ring, events = self.open_ring(frontend, [references], RingEnd.back, self._layout.slot_size)
         path = RingPath(
             Protocol.BLKIF,
             self.peer.domain,
@@ -128,9 +126,10 @@ class BlkifBackend(RingBackend):
                 ("block-size", str(self.block_size)),
             ),
         )
-        return Connection(ring, events, mappings, path), self._geometry()
+        return Connection(ring, events, path), self.geometry()
 
-    def _geometry(self) -> Keys:
+    def geometry(self) -> dict[str, str]:
+        """Return what is published of the disk's size; it may change while Connected."""
         return {
             "sectors": str(self.store.size_bytes // SECTOR_SIZE),
             "sector-size": str(self.block_size),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The frontend end of blkif: requests on the ring, and which layout the backend speaks."""
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +9,7 @@ from typing import ClassVar
 
 from vscsi.domain.base import PAGE_SIZE
 from vscsi.domain.local import BACKEND_DOMAIN
+from vscsi.domain.memory import OutOfMemoryError
 from vscsi.domain.negotiate import (
     DEFAULT_SEGMENTS,
     RING_REF,
@@ -42,6 +42,7 @@ RING_ORDER = 1
 """Two pages: 64 slots, as the SRP rings have."""
 MAX_SEGMENTS = 256
 """Segments of an indirect request that we ask for at most (1 MiB)."""
+MAX_SECTORS = 1 << 55
 PROBE_OPERATION = 0xFF
 """No operation: a backend answers that it does not know it, and touches nothing."""
 PROBE_BYTES = b"vscsi layout"
@@ -50,13 +51,13 @@ PROBE_BYTES = b"vscsi layout"
 
 @dataclass(slots=True, eq=False)
 class BlkRequest:
-    """One request on the ring; `done(status)` is called once, ERROR also if no answer came.
+    """One request on the ring; `done` is called once, with an error if no answer came.
 
     pieces: (address, bytes) of guest memory, none across a page, all whole sectors.
     """
 
     operation: Operation
-    done: Callable[[RspStatus], None]
+    done: Callable[[RspStatus | TransportError], None]
     sector: int = 0
     pieces: Sequence[tuple[int, int]] = ()
     sectors: int = 0
@@ -105,7 +106,6 @@ class BlkifRing(RingInitiator[BlkRequest]):
         self._indirect_segments = 0
         self._limits = Limits(0)
         self._free_ids: list[int] = []
-        self._probed = threading.Condition()
         self._probing = False
         self._skip = 0
         """Empty slots that follow the response to a request with segment blocks."""
@@ -128,7 +128,7 @@ class BlkifRing(RingInitiator[BlkRequest]):
 
     def take_properties(self, backend: Reader) -> Keys:
         """Read size, features and limits of the disk."""
-        sectors = backend.number("sectors", high=1 << 55)
+        sectors = backend.number("sectors", high=MAX_SECTORS)
         block_size = backend.number("sector-size", SECTOR_SIZE, SECTOR_SIZE, PAGE_SIZE)
         if block_size & (block_size - 1):
             raise WireError(f"sector-size is {block_size}")
@@ -168,8 +168,8 @@ class BlkifRing(RingInitiator[BlkRequest]):
             self._probing = True
             self.ring.put(bytes([PROBE_OPERATION, 0, 0, 0]) + PROBE_BYTES)
             self._publish()
-        with self._probed:
-            answered = self._probed.wait_for(
+        with self._changed:
+            answered = self._changed.wait_for(
                 lambda: not self._probing or self._failure is not None, CONNECT_TIMEOUT_S
             )
         if not answered or self._failure is not None:
@@ -181,9 +181,9 @@ class BlkifRing(RingInitiator[BlkRequest]):
             if answer == echoed and self.ring is not None:
                 self.layout = layout
                 self.ring.change_slot_size(layout.slot_size)
-                with self._probed:
+                with self._changed:
                     self._probing = False
-                    self._probed.notify_all()
+                    self._changed.notify_all()
                 return
         raise WireError(f"the layout probe was answered with id {answer.hex()}")
 
@@ -202,60 +202,64 @@ class BlkifRing(RingInitiator[BlkRequest]):
 
     def put(self, request: BlkRequest) -> None:
         """Send a request."""
-        number = self._free_ids.pop()
-        self.in_flight[number] = request
+        number = self._free_ids[-1]
         if request.operation is Operation.DISCARD:
-            self._send(
+            slots = [
                 self.layout.build_request(
                     request.operation,
                     id=number,
                     sector_number=request.sector,
                     nr_sectors=request.sectors,
                 )
-            )
-            return
-        segments = self._grant(request)
-        if len(segments) > SEGMENTS and self._indirect_segments:
-            self._put_indirect(number, request, segments)
-            return
-        self._send(
-            self.layout.build_request(
-                request.operation,
-                id=number,
-                sector_number=request.sector,
-                nr_segments=len(segments),
-                segments=segments[:SEGMENTS],
-            )
-        )
-        for start in range(SEGMENTS, len(segments), BLOCK_SEGMENTS):
-            self._send(build_segments(segments[start : start + BLOCK_SEGMENTS]))
+            ]
+        elif len(request.pieces) > SEGMENTS and self._indirect_segments:
+            slots = [self._indirect(number, request)]
+        else:
+            segments = self._grant(request)
+            slots = [
+                self.layout.build_request(
+                    request.operation,
+                    id=number,
+                    sector_number=request.sector,
+                    nr_segments=len(segments),
+                    segments=segments[:SEGMENTS],
+                ),
+                *(
+                    build_segments(segments[start : start + BLOCK_SEGMENTS])
+                    for start in range(SEGMENTS, len(segments), BLOCK_SEGMENTS)
+                ),
+            ]
+        self._free_ids.pop()
+        self.in_flight[number] = request
+        for slot in slots:
+            self._send(slot)
 
-    def _put_indirect(
-        self, number: int, request: BlkRequest, segments: list[dict[str, int]]
-    ) -> None:
+    def _indirect(self, number: int, request: BlkRequest) -> bytes:
+        """Put a request's segments into pages of their own; return the request that names them."""
         memory = self.guest.memory
+        segments = self._grant(request)
         table = build_segments(segments)
-        request.frames = memory.alloc(-(-len(table) // PAGE_SIZE))
+        try:
+            request.frames = memory.alloc(-(-len(table) // PAGE_SIZE))
+            references = memory.grant(request.frames, BACKEND_DOMAIN, readonly=True)
+        except OutOfMemoryError:
+            self._give_back(request)
+            raise
+        request.references += references
         for at, frame in enumerate(request.frames):
             part = table[at * PAGE_SIZE : (at + 1) * PAGE_SIZE]
             memory.view(frame)[: len(part)] = part
-        references = memory.grant(request.frames, BACKEND_DOMAIN, readonly=True)
-        request.references += references
-        self._send(
-            self.layout.build_request(
-                Operation.INDIRECT,
-                indirect_op=request.operation,
-                id=number,
-                sector_number=request.sector,
-                nr_segments=len(segments),
-                indirect_grefs=references,
-            )
+        return self.layout.build_request(
+            Operation.INDIRECT,
+            indirect_op=request.operation,
+            id=number,
+            sector_number=request.sector,
+            nr_segments=len(segments),
+            indirect_grefs=references,
         )
 
     def _grant(self, request: BlkRequest) -> list[dict[str, int]]:
         """Grant a request's pages; return its segments."""
-        if not request.pieces:
-            return []
         request.references = self.guest.memory.grant(
             [address // PAGE_SIZE for address, _ in request.pieces],
             BACKEND_DOMAIN,
@@ -292,19 +296,22 @@ class BlkifRing(RingInitiator[BlkRequest]):
             status = RspStatus(response.status)
         except ValueError:
             raise WireError(f"status {response.status}") from None
-        memory = self.guest.memory
-        if request.references and memory.end_access(request.references):
-            raise WireError("pages are still mapped after the answer")
-        if request.frames:
-            memory.free(request.frames)
+        self._give_back(request)
         self._skip = self._slots(request) - 1
         del self.in_flight[response.id]
         self._free_ids.append(response.id)
         return (partial(request.done, status),)
 
+    def _give_back(self, request: BlkRequest) -> None:
+        """Take back a request's grants and tables; WireError if the backend has them mapped."""
+        if self.guest.memory.end_access(request.references):
+            raise WireError("pages are still mapped after the answer")
+        self.guest.memory.free(request.frames)
+        request.references, request.frames = [], []
+
     def cancelled(self, request: BlkRequest, error: TransportError) -> Completion:
         """Return what to call to end a request that got no answer."""
-        return partial(request.done, RspStatus.ERROR)
+        return partial(request.done, error)
 
     def parameters(self) -> Mapping[str, object]:
         """Return what was negotiated."""

@@ -10,14 +10,16 @@ import errno
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
-from vscsi.domain.base import PAGE_SIZE, DomainError
+from vscsi.domain.base import PAGE_SIZE, DomainError, StoreError
+from vscsi.domain.xenbus import Reader
 from vscsi.target.base import Attribute, Nexus, ServiceResponse, Status
 from vscsi.target.buffers import gather, scatter, slice_views
 from vscsi.target.disk import Disk
 from vscsi.target.router import TaskRouter
-from vscsi.transport.blkif.frontend import BlkifRing, BlkRequest
+from vscsi.transport.blkif.frontend import MAX_SECTORS, BlkifRing, BlkRequest
 from vscsi.transport.call import CallInitiator
 from vscsi.transport.initiator import (
     Buffer,
@@ -58,6 +60,9 @@ STAGED_BYTES = 128 << 10
 """Bytes of one piece of an unaligned transfer: what is staged at a time."""
 NEXUS = Nexus("blkif", "blkif")
 
+Outcome = RspStatus | TransportError
+"""What a request came to: the answer's status, or why there was none."""
+
 
 class RingStore:
     """The vbd as the local logical unit sees it: a size. Data never goes this way."""
@@ -71,12 +76,13 @@ class RingStore:
         self.can_discard = can_discard
 
     def readv(self, offset: int, views: Sequence[memoryview]) -> None:
-        """Refuse."""
-        raise OSError(errno.EOPNOTSUPP, "data crosses the ring")
+        """Refuse, unless it is for nothing."""
+        if any(map(len, views)):
+            raise OSError(errno.EOPNOTSUPP, "data crosses the ring")
 
     def writev(self, offset: int, views: Sequence[memoryview]) -> None:
-        """Refuse."""
-        raise OSError(errno.EOPNOTSUPP, "data crosses the ring")
+        """Refuse, unless it is for nothing."""
+        self.readv(offset, views)
 
     def flush(self) -> None:
         """Do nothing."""
@@ -91,6 +97,8 @@ class RingStore:
 
 class BlkifUnit(Disk):
     """The local logical unit: only what CDBs over blkif can do."""
+
+    maximum_unmap_descriptors = MAX_UNMAP_RANGES
 
     def __init__(self, store: RingStore, *, block_size: int) -> None:
         super().__init__(store, block_size=block_size, product="VBD")
@@ -110,12 +118,27 @@ class BlkifInitiator(BlkifRing):
         disk = self.disk
         router = TaskRouter()
         store = RingStore(disk.size_bytes, readonly=disk.readonly, can_discard=disk.discard)
-        router.add(0, BlkifUnit(store, block_size=disk.block_size))
+        self._unit = BlkifUnit(store, block_size=disk.block_size)
+        router.add(0, self._unit)
         self._local = CallInitiator(router, NEXUS)
         self._gate = Gate()
+        self.guest.store.watch(f"{self._device.backend_path}/sectors", self._look_at_size)
+
+    def _look_at_size(self, _path: str) -> None:
+        """Take over the size that the backend publishes, if it has changed."""
+        try:
+            backend = Reader(self.guest.store, self._device.backend_path)
+            size_bytes = backend.number("sectors", high=MAX_SECTORS) * SECTOR_SIZE
+        except (WireError, StoreError, DomainError):
+            return  # the device is on its way out, or its backend talks nonsense: nothing changed
+        if size_bytes != self.disk.size_bytes:
+            self.disk = replace(self.disk, size_bytes=size_bytes)
+            self._unit.store.size_bytes = size_bytes
+            self._unit.resize()
 
     def submit(self, command: Command) -> None:
         """Start a command."""
+        self.check_usable()
         self.statistics.commands += 1
         try:
             begin = self._plan(command)
@@ -139,19 +162,21 @@ class BlkifInitiator(BlkifRing):
         end = (cdb.lba + cdb.blocks) * disk.block_size
         if logical_unit_number(command.lun) != 0 or cdb.naca or cdb.protect:
             return None
-        if end > disk.size_bytes:
+        if end > disk.size_bytes or command.attribute is Attribute.ACA:
+            return None
+        if name in READS | WRITES and cdb.blocks > self._unit.maximum_transfer_blocks:
             return None
         wanted = cdb.blocks * disk.block_size
         sector = cdb.lba * disk.block_size // SECTOR_SIZE
-        if name in READS and wanted and command.data_in:
+        if name in READS and wanted and command.data_in_length:
             return partial(self._read, command, sector, wanted)
         if disk.readonly:
             return None
         if name in WRITES and wanted and command.data_out_length >= wanted:
             return partial(self._write, command, sector, wanted, cdb.fua)
         if name in FLUSHES and (disk.flush or disk.barrier):
-            return partial(self._flush, command)
-        if name == "UNMAP" and disk.discard:
+            return partial(self._synchronize, command)
+        if name == "UNMAP" and disk.discard and not cdb.field("anchor"):
             return self._plan_unmap(command, cdb.parameter_list_length)
         return None
 
@@ -168,12 +193,16 @@ class BlkifInitiator(BlkifRing):
         transfer = Transfer(self, command, Operation.WRITE, sector, command.data_out, wanted)
         transfer.start(partial(self._written, command, fua))
 
-    def _written(self, command: Command, fua: bool, status: RspStatus) -> None:
+    def _written(self, command: Command, fua: bool, outcome: Outcome) -> None:
         """FUA: blkif has no such bit, so a flush follows the write (as blkfront has it)."""
-        if fua and status is RspStatus.OKAY and (self.disk.flush or self.disk.barrier):
+        if fua and outcome is RspStatus.OKAY and (self.disk.flush or self.disk.barrier):
             self._flush(command)
         else:
-            self._end(command, WRITE_ERROR, status)
+            self._end(command, WRITE_ERROR, outcome)
+
+    def _synchronize(self, command: Command) -> None:
+        command.residual = command.data_in_length or command.data_out_length
+        self._flush(command)
 
     def _flush(self, command: Command) -> None:
         operation = Operation.FLUSH_DISKCACHE if self.disk.flush else Operation.WRITE_BARRIER
@@ -204,18 +233,18 @@ class BlkifInitiator(BlkifRing):
             )
 
     def request(self, request: BlkRequest) -> None:
-        """Put a request on the ring; one that the channel refuses is done with ERROR."""
+        """Put a request on the ring; one that the channel refuses is done with the error."""
         try:
             self.enqueue([request])
-        except TransportError:
-            request.done(RspStatus.ERROR)
+        except TransportError as error:
+            request.done(error)
 
-    def _end(self, command: Command, error: Sense, status: RspStatus) -> None:
+    def _end(self, command: Command, failed: Sense, outcome: Outcome) -> None:
         """End a command with what its last request came to."""
-        if self._failure is not None:
-            command.error = TransportError(self._failure)
-        elif status is not RspStatus.OKAY:
-            sense = NOT_SUPPORTED if status is RspStatus.EOPNOTSUPP else error
+        if isinstance(outcome, TransportError):
+            command.error = outcome
+        elif outcome is not RspStatus.OKAY:
+            sense = NOT_SUPPORTED if outcome is RspStatus.EOPNOTSUPP else failed
             command.status = Status.CHECK_CONDITION
             command.sense = sense.build()
             command.residual = command.data_in_length + command.data_out_length
@@ -224,18 +253,21 @@ class BlkifInitiator(BlkifRing):
 
 
 class Join:
-    """Several requests of one command: `then` gets the worst status when all are done."""
+    """Several requests of one command: `then` gets the worst outcome when all are done."""
 
-    def __init__(self, count: int, then: Callable[[RspStatus], None]) -> None:
+    def __init__(self, count: int, then: Callable[[Outcome], None]) -> None:
         self._count = count
         self._then = then
-        self._worst = RspStatus.OKAY
+        self._worst: Outcome = RspStatus.OKAY
         self._lock = threading.Lock()
 
-    def done(self, status: RspStatus) -> None:
+    def done(self, outcome: Outcome) -> None:
         """One of the requests is done."""
         with self._lock:
-            self._worst = min(self._worst, status)
+            if isinstance(outcome, TransportError):
+                self._worst = outcome
+            elif not isinstance(self._worst, TransportError):
+                self._worst = min(self._worst, outcome)
             self._count -= 1
             last = not self._count
         if last:
@@ -244,7 +276,7 @@ class Join:
 
 class Transfer:
     """A command's data as requests: straight from its buffers, or staged where they do not lie on
-    sectors, one piece after the other.
+    blocks, one piece after the other (xen-blkback wants whole blocks in each segment).
     """
 
     def __init__(
@@ -256,18 +288,19 @@ class Transfer:
         buffers: Sequence[Buffer],
         length: int,
     ) -> None:
-        """Move `length` bytes; of the last sector a read takes only what the buffers hold."""
+        """Move `length` bytes; of the last block a read takes only what the buffers hold."""
         self._path = path
+        self._block_size = path.disk.block_size
         self._command = command
         self._operation = operation
         self._sector = sector
         self._buffers = buffers
         self._length = length
 
-    def start(self, then: Callable[[RspStatus], None]) -> None:
-        """Send the requests; `then` is called with the worst status."""
+    def start(self, then: Callable[[Outcome], None]) -> None:
+        """Send the requests; `then` is called with the worst outcome."""
         edges = (edge for buffer in self._buffers for edge in (buffer.address, len(buffer)))
-        if self._length % SECTOR_SIZE or any(edge % SECTOR_SIZE for edge in edges):
+        if any(edge % self._block_size for edge in (self._length, *edges)):
             self._stage(0, then)
             return
         pieces = page_pieces(first_bytes(self._buffers, self._length))
@@ -279,25 +312,24 @@ class Transfer:
             self._path.request(BlkRequest(self._operation, join.done, sector, part))
             sector += sum(length for _, length in part) // SECTOR_SIZE
 
-    def _stage(self, offset: int, then: Callable[[RspStatus], None]) -> None:
+    def _stage(self, offset: int, then: Callable[[Outcome], None]) -> None:
         length = min(self._length - offset, self._path.max_segments * PAGE_SIZE, STAGED_BYTES)
-        sectors = -(-length // SECTOR_SIZE)
         try:
-            staging = self._path.alloc(sectors * SECTOR_SIZE)
-        except DomainError:
-            then(RspStatus.ERROR)
+            staging = self._path.alloc(-(-length // self._block_size) * self._block_size)
+        except DomainError as error:
+            then(TransportError(str(error)))
             return
         views = [buffer.view for buffer in self._buffers]
         if self._operation is Operation.WRITE:
             staging.view[:length] = gather(slice_views(views, offset, length), length)
         self._path.statistics.staged_bytes += length
 
-        def done(status: RspStatus) -> None:
-            if self._operation is Operation.READ and status is RspStatus.OKAY:
+        def done(outcome: Outcome) -> None:
+            if self._operation is Operation.READ and outcome is RspStatus.OKAY:
                 scatter(bytes(staging.view[:length]), slice_views(views, offset, length))
             self._path.free(staging)
-            if status is not RspStatus.OKAY or offset + length >= self._length:
-                then(status)
+            if outcome is not RspStatus.OKAY or offset + length >= self._length:
+                then(outcome)
             else:
                 self._stage(offset + length, then)
 
@@ -313,6 +345,8 @@ class Gate:
         self._inside = 0
         self._ordered = False
         self._held: deque[tuple[Command, Callable[[], None]]] = deque()
+        self._ready: deque[Callable[[], None]] = deque()
+        self._beginning = False
 
     def enter(self, command: Command, begin: Callable[[], None]) -> None:
         """Begin a command now, or when those before it allow it."""
@@ -326,8 +360,11 @@ class Gate:
         begin()
 
     def leave(self, command: Command) -> None:
-        """A command that began is done; begin those that may."""
-        ready = []
+        """A command that began is done; begin those that may.
+
+        One thread begins them, one after the other: where the channel has failed each is done as
+        soon as it begins, and that must not nest.
+        """
         with self._lock:
             self._inside -= 1
             if command.attribute is Attribute.ORDERED:
@@ -335,9 +372,17 @@ class Gate:
             while self._held and not self._ordered and not self._must_wait(self._held[0][0]):
                 command, begin = self._held.popleft()
                 self._count(command)
-                ready.append(begin)
-        for begin in ready:
-            begin()
+                self._ready.append(begin)
+            if self._beginning:
+                return
+            self._beginning = True
+        while (ready := self._next_ready()) is not None:
+            ready()
+
+    def _next_ready(self) -> Callable[[], None] | None:
+        with self._lock:
+            self._beginning = bool(self._ready)
+            return self._ready.popleft() if self._ready else None
 
     def _must_wait(self, command: Command) -> bool:
         return command.attribute is Attribute.ORDERED and self._inside > 0

@@ -89,15 +89,14 @@ class SrpBackend(RingBackend):
         references = accept_rings(frontend, MAX_RING_ORDER, (RING_REF, RESPONSE_RING_REF))
         slot_size = accept_slot_size(frontend, MAX_SLOT_SIZE)
         pages = len(references[0])
-        mappings = self.map_rings(references)
-        events = self.bind(frontend, mappings)
-        ring = RingEnd.pair_back(mappings[0].contiguous(), mappings[1].contiguous(), slot_size)
+        ring, events = self.open_ring(frontend, references, RingEnd.pair_back, slot_size)
         limits = Limits.accept(frontend, OFFERED, ring.entries)
         self._nexus = None
         self._max_iu_length = slot_size - SlotHeader.sizeof()
         self._request_limit = max(1, min(limits.requests, ring.entries - RESERVED_SLOTS))
         self._credits = Credits(self._request_limit)
         self._regions = Regions(self.peer.grants, MAX_DESCRIPTORS)
+        self._held.callback(self._regions.close)
         self._mads = MadServer(self._regions, OFFERED.size_bytes)
         path = RingPath(
             Protocol.SRP,
@@ -109,7 +108,7 @@ class SrpBackend(RingBackend):
                 ("request-limit", str(self._request_limit)),
             ),
         )
-        return Connection(ring, events, mappings, path), {}
+        return Connection(ring, events, path), {}
 
     def message(self, slot: bytes) -> None:
         """Handle one slot: an SRP information unit or a MAD."""
@@ -128,13 +127,15 @@ class SrpBackend(RingBackend):
         if self._nexus is None and iu.type is not IuType.LOGIN_REQ:
             self._logout(TLogoutReason.NO_REASON, f"{iu.type.name} before a login")
         if iu.type in (IuType.CMD, IuType.TSK_MGMT):
-            self._credits.spend()
+            try:
+                self._credits.spend()
+            except WireError as error:
+                self._logout(TLogoutReason.NO_REASON, str(error))
         handler(self, iu)
 
     def quiesce(self) -> None:
-        """End the nexus, so that nothing runs on the channel's memory, and unmap its regions."""
+        """End the nexus."""
         self._end_nexus()
-        self._regions.close()
 
     # Login and logout
 
@@ -235,8 +236,8 @@ class SrpBackend(RingBackend):
         self._send_events()
 
     def _release(self, task: Task) -> None:
-        self.count(-1)
         self._regions.release(cast(Pending, task.context).regions)
+        self.count(-1)
 
     def _manage(self, iu: Container) -> None:
         try:
@@ -255,11 +256,16 @@ class SrpBackend(RingBackend):
         )
 
     def _respond(self, tag: int, *, code: RspCode | None = None, **fields: Any) -> None:
-        """Answer a command (fields), or refuse it or end a management function (code)."""
+        """Answer a command (fields), or refuse it or end a management function (code).
+
+        After a logout nothing that was in flight is answered.
+        """
         if code is not None:
             fields["flags"] = RspFlags.RSPVALID
             fields["response_data"] = bytes([0, 0, 0, code])
-        self._send(IuType.RSP, tag=tag, request_limit_delta=self._credits.give_back(), **fields)
+        delta = self._credits.give_back()
+        if self._nexus is not None:
+            self._send(IuType.RSP, tag=tag, request_limit_delta=delta, **fields)
 
     def _logged_in(self) -> Nexus:
         if self._nexus is None:
@@ -280,7 +286,7 @@ class SrpBackend(RingBackend):
 
     def _send_events(self) -> None:
         """Send the next target request, if none is outstanding and there is reason for one."""
-        request = self._credits.next_request()
+        request = self._credits.next_request() if self._nexus is not None else None
         if request is not None:
             kind, fields = request
             self._send(kind, **fields)

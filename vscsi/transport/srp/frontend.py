@@ -2,7 +2,7 @@
 """The initiator's end of an SRP channel."""
 
 import secrets
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from construct import Container
 
 from vscsi.domain.base import PAGE_SIZE
 from vscsi.domain.local import BACKEND_DOMAIN
+from vscsi.domain.memory import OutOfMemoryError
 from vscsi.domain.negotiate import (
     DEFAULT_SLOT_SIZE,
     RESPONSE_RING_REF,
@@ -52,6 +53,7 @@ from vscsi.wire.srp import (
     MemoryDescriptor,
     RspFlags,
     build_iu,
+    cdb_fields,
     parse_iu,
     rsp_code,
 )
@@ -65,6 +67,8 @@ LOGIN_TAG = 1 << 63
 COMMAND_BYTES = 48
 INDIRECT_BYTES = 20
 DESCRIPTOR_BYTES = 16
+MAX_CDB_BYTES = 16 + 0xFC
+"""With as many additional bytes as the length field can say."""
 TASK_MANAGEMENT_RESERVE = 1
 """Credit that commands leave to task management (as Linux' initiator)."""
 
@@ -86,9 +90,9 @@ class SrpInitiator(RingInitiator[Request]):
         self._request_limit = 0
         self._max_iu_length = 0
         self._next_tag = 0
-        self._tables: dict[int, Buffer] = {}
-        self._reply: Container | None = None
-        self._replied = threading.Condition()
+        self._tables: dict[int, list[Buffer]] = {}
+        self._asked: SlotFormat | None = None
+        self._replies: deque[Container] = deque()
         self._arena: Arena | None = None
         self.on_event: Callable[[bytes, bytes], None] = lambda _lun, _sense: None
         """Called with LUN and sense data of each AER_REQ, from the receiver's thread."""
@@ -137,7 +141,8 @@ class SrpInitiator(RingInitiator[Request]):
             memory.view(frame)[:] = page
         listed = memory.grant(listing, BACKEND_DOMAIN, readonly=True)
         self._mad(MadType.REGISTER_REGION, handle=DATA_HANDLE, pages=len(frames), directory=listed)
-        memory.end_access(listed)
+        if memory.end_access(listed):
+            raise WireError("the directory is still mapped after the answer")
         memory.free(listing)
         self._arena = Arena(DATA_HANDLE, memory.view(frames[0], len(frames)))
 
@@ -184,17 +189,17 @@ class SrpInitiator(RingInitiator[Request]):
     def _ask(self, form: SlotFormat, unit: bytes) -> Container:
         """Send a MAD or a login, of which one is outstanding at a time, and await its answer."""
         with self._lock:
-            if self.ring is None or self._failure is not None or not self.send(form, unit):
-                raise TransportError(self._failure or "the channel is closed")
+            self.check_usable()
+            self._asked = form
+            self.send(form, unit)
             self._publish()
-        with self._replied:
-            answered = self._replied.wait_for(
-                lambda: self._reply is not None or self._failure is not None, CONNECT_TIMEOUT_S
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._replies or self._failure is not None, CONNECT_TIMEOUT_S
             )
-            reply, self._reply = self._reply, None
-        if reply is None:
-            raise TransportError(self._failure if answered and self._failure else "no answer")
-        return reply
+        if not self._replies:
+            raise TransportError(self._failure or "no answer")
+        return self._replies.popleft()
 
     # Memory
 
@@ -212,12 +217,23 @@ class SrpInitiator(RingInitiator[Request]):
     # Commands
 
     def submit(self, command: Command) -> None:
-        """Start a command."""
+        """Start a command; TransportError if no information unit of the channel can hold it."""
+        areas = sum(INDIRECT_BYTES for buffers in (command.data_out, command.data_in) if buffers)
+        if len(command.lun) != 8 or self._room_beside(command.cdb) < areas:
+            raise TransportError(
+                f"a CDB of {len(command.cdb)} bytes for a LUN of {len(command.lun)} does not fit "
+                f"a unit of {self._max_iu_length} bytes"
+            )
         self.statistics.commands += 1
         self.enqueue([command])
 
     def manage(self, request: ManagementCommand) -> None:
         """Start a task management function."""
+        if len(request.lun) != 8:
+            raise TransportError(f"LUN of {len(request.lun)} bytes")
+        if request.managed is not None and self.recall(request.managed):
+            request.done(request)
+            return
         self.enqueue([request], first=True)
 
     def room_for(self, request: Request) -> bool:
@@ -228,9 +244,12 @@ class SrpInitiator(RingInitiator[Request]):
     def put(self, request: Request) -> None:
         """Send a CMD or TSK_MGMT."""
         tag = request.tag = self._next_tag
-        self._next_tag = (self._next_tag + 1) & (LOGIN_TAG - 1)
         if isinstance(request, Command):
-            unit = self._command_iu(request)
+            try:
+                unit = self._command_iu(request)
+            except OutOfMemoryError:
+                self._free_table(request)
+                raise
         else:
             unit = build_iu(
                 IuType.TSK_MGMT,
@@ -239,24 +258,30 @@ class SrpInitiator(RingInitiator[Request]):
                 function=request.function,
                 managed_tag=request.managed.tag if request.managed else 0,
             )
+        self._next_tag = (tag + 1) & (LOGIN_TAG - 1)
         self.send(SlotFormat.SRP, unit)
         self._limit -= 1
         self.in_flight[tag] = request
 
     def _command_iu(self, command: Command) -> bytes:
-        cdb, more = command.cdb[:16], command.cdb[16:]
-        more += bytes(-len(more) % 4)
-        space = self._max_iu_length - COMMAND_BYTES - len(more)
+        space = self._room_beside(command.cdb)
+        if command.data_out and command.data_in:
+            space = 0  # both tables, if there are any, in memory
         return build_iu(
             IuType.CMD,
             tag=command.tag,
             lun=command.lun,
             attribute=command.attribute,
-            cdb=cdb.ljust(16, b"\0"),
-            additional_cdb=more,
+            **cdb_fields(command.cdb),
             data_out=self._area(command, command.data_out, space),
             data_in=self._area(command, command.data_in, space),
         )
+
+    def _room_beside(self, cdb: bytes) -> int:
+        """Return the bytes of a unit that a CDB leaves for descriptors; negative if it is cut."""
+        if len(cdb) > MAX_CDB_BYTES:
+            return -1
+        return self._max_iu_length - COMMAND_BYTES - len(cdb_fields(cdb)["additional_cdb"])
 
     def _area(
         self, command: Command, buffers: Sequence[Buffer], space: int
@@ -277,7 +302,7 @@ class SrpInitiator(RingInitiator[Request]):
             return {"table": table, "total_length": total, "descriptors": descriptors}
         memory = self.alloc(length)
         memory.view[:] = b"".join(build(MemoryDescriptor, each) for each in descriptors)
-        self._tables[command.tag] = memory
+        self._tables.setdefault(command.tag, []).append(memory)
         table = {"address": memory.address, "handle": DATA_HANDLE, "length": length}
         return {"table": table, "total_length": total, "descriptors": ()}
 
@@ -291,13 +316,13 @@ class SrpInitiator(RingInitiator[Request]):
         """Handle a unit from the target."""
         form, unit = parse_slot(slot)
         if form is SlotFormat.MAD:
-            self._take_reply(parse_mad(unit))
+            self._take_reply(form, parse_mad(unit))
             return ()
         iu = parse_iu(unit)
         if iu.type is IuType.RSP:
             return self._response(iu)
         if iu.type in (IuType.LOGIN_RSP, IuType.LOGIN_REJ):
-            self._take_reply(iu)
+            self._take_reply(form, iu)
             return ()
         if iu.type is IuType.CRED_REQ:
             self._limit += iu.request_limit_delta
@@ -311,12 +336,13 @@ class SrpInitiator(RingInitiator[Request]):
             raise WireError(f"the target logged out, reason {iu.reason}")
         raise WireError(f"{iu.type.name} from a target")
 
-    def _take_reply(self, reply: Container) -> None:
-        with self._replied:
-            if self._reply is not None:
-                raise WireError("an answer to no question")
-            self._reply = reply
-            self._replied.notify_all()
+    def _take_reply(self, form: SlotFormat, reply: Container) -> None:
+        if self._asked is not form:
+            raise WireError("an answer to no question")
+        self._asked = None
+        with self._changed:
+            self._replies.append(reply)
+            self._changed.notify_all()
 
     def _response(self, rsp: Container) -> Iterable[Completion]:
         request = self.in_flight.get(rsp.tag)
@@ -369,8 +395,7 @@ class SrpInitiator(RingInitiator[Request]):
         return partial(finish, request)
 
     def _free_table(self, command: Command) -> None:
-        table = self._tables.pop(command.tag, None)
-        if table is not None:
+        for table in self._tables.pop(command.tag, ()):
             self.free(table)
 
     def parameters(self) -> Mapping[str, object]:

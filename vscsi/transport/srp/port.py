@@ -2,6 +2,7 @@
 """An SRP target port: who is logged in, and the login rules (SRP r16a 5.2, 6.2)."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,9 @@ class Channel(Protocol):
 
     def terminate(self) -> None:
         """End the channel for another one of its nexus: T_LOGOUT, no answers any more."""
+
+    def report_event(self, lun: bytes, sense: bytes) -> None:
+        """Tell the initiator of an event at once (AER_REQ)."""
 
 
 class LoginRejected(Exception):
@@ -92,3 +96,10 @@ class SrpPort:
                 return
             del self._channels[nexus]
         self.target.detach(nexus)
+
+    def report_event(self, nexuses: Sequence[Nexus], lun: bytes, sense: bytes) -> None:
+        """Tell those of the nexuses that have a channel here of an event at once (AER_REQ)."""
+        with self._lock:
+            channels = [self._channels[each] for each in nexuses if each in self._channels]
+        for channel in channels:
+            channel.report_event(lun, sense)

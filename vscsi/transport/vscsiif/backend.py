@@ -12,6 +12,7 @@ from vscsi.domain.keys import parse_state
 from vscsi.domain.xenbus import Keys, Reader, XenbusState
 from vscsi.ring import RingEnd
 from vscsi.target.base import (
+    DeliveryFailure,
     Function,
     Management,
     Nexus,
@@ -47,6 +48,11 @@ from vscsi.wire.vscsiif import (
 
 SG_GRANT_SEGMENTS = 256
 """feature-sg-grant: segments that one request may name through granted descriptor memory."""
+_NO_ANSWER = {
+    DeliveryFailure.GONE: Host.NO_CONNECT,
+    DeliveryFailure.TIMED_OUT: Host.TIME_OUT,
+    DeliveryFailure.FAILED: Host.ERROR,
+}
 
 
 class VscsiifBackend(RingBackend):
@@ -75,13 +81,13 @@ class VscsiifBackend(RingBackend):
 
     def attach(self, frontend: Reader) -> tuple[Connection, Keys]:
         """Map the ring, which has one page, and take the units that are new."""
-        mappings = self.map_rings([[frontend.number("ring-ref")]])
-        events = self.bind(frontend, mappings)
-        ring = RingEnd.back(mappings[0].contiguous(), SLOT_SIZE)
+        references = [[frontend.number("ring-ref")]]
+        ring, events = self.open_ring(frontend, references, RingEnd.back, SLOT_SIZE)
         self._units = {}
+        units = self._plug(fresh=True)
         self.target.attach(self._nexus)
         path = RingPath(Protocol.VSCSIIF, self.peer.domain, self.device)
-        return Connection(ring, events, mappings, path), self._plug(fresh=True)
+        return Connection(ring, events, path), units
 
     def connected(self, _frontend: Reader) -> Keys:
         """Say of the units that the frontend was offered that they are in use."""
@@ -145,7 +151,7 @@ class VscsiifBackend(RingBackend):
         self._command(request, cdb, segments)
 
     def quiesce(self) -> None:
-        """End the nexus, so that nothing runs on the frontend's memory."""
+        """End the nexus."""
         self.target.detach(self._nexus)
 
     def _copy_descriptors(self, areas: list[Container]) -> bytes:
@@ -205,6 +211,10 @@ class VscsiifBackend(RingBackend):
 
     def _done(self, task: Task) -> None:
         self._release(task)
+        if task.delivery_failure is not None:
+            host = _NO_ANSWER[task.delivery_failure]
+            self.answer(build_response(rqid=task.tag, rslt=pack_rslt(Status.GOOD, host)))
+            return
         # The protocol has one unsigned residual, and stock frontends take it for an underflow.
         residual = max(0, *residuals(task))
         self.answer(

@@ -11,6 +11,7 @@ from construct import Container
 from vscsi.domain.base import PAGE_SIZE
 from vscsi.domain.keys import parse_state
 from vscsi.domain.local import BACKEND_DOMAIN
+from vscsi.domain.memory import OutOfMemoryError
 from vscsi.domain.xenbus import Keys, Reader, XenbusState
 from vscsi.ring import RingEnd
 from vscsi.target.base import Function, ServiceResponse
@@ -91,6 +92,7 @@ class VscsiifInitiator(RingInitiator[Request]):
 
     def submit(self, command: Command) -> None:
         """Start a command; TransportError if the protocol cannot carry it."""
+        number_of(command.lun)
         if len(command.cdb) > MAX_COMMAND_SIZE:
             raise TransportError(f"vscsiif carries CDBs of up to {MAX_COMMAND_SIZE} bytes")
         if command.data_out and command.data_in:
@@ -109,6 +111,10 @@ class VscsiifInitiator(RingInitiator[Request]):
             request.response = ServiceResponse.NOT_SUPPORTED
             request.done(request)
             return
+        number_of(request.lun)
+        if request.managed is not None and self.recall(request.managed):
+            request.done(request)
+            return
         self.enqueue([request], first=True)
 
     def room_for(self, request: Request) -> bool:
@@ -121,45 +127,56 @@ class VscsiifInitiator(RingInitiator[Request]):
         ring = self.ring
         if ring is None:
             raise TransportError("the channel is closed")
-        rqid = request.tag = self._free_ids.pop()
-        shadow = self._shadows[rqid] = Shadow()
+        rqid = self._free_ids[-1]
+        shadow = Shadow()
+        if isinstance(request, Command):
+            slot = self._command(rqid, request, shadow)
+        else:
+            slot = self._management(rqid, request)
+        self._free_ids.pop()
+        request.tag = rqid
+        self._shadows[rqid] = shadow
         self.in_flight[rqid] = request
-        lun = logical_unit_number(request.lun) or 0
-        if isinstance(request, ManagementCommand):
-            ring.put(
-                build_request(
-                    rqid=rqid,
-                    act=Act.ABORT if request.function is Function.ABORT_TASK else Act.RESET,
-                    lun=lun,
-                    cdb=request.managed.cdb if request.managed else b"",
-                    ref_rqid=request.managed.tag if request.managed else 0,
-                    direction=Direction.NONE,
-                )
-            )
-            return
-        segments, grant = self._segments(request, shadow)
+        ring.put(slot)
+
+    def _management(self, rqid: int, request: ManagementCommand) -> bytes:
+        managed = request.managed
+        # The rqid of one that is done may be another's by now: then name ourselves, a task
+        # that is not there.
+        there = managed is not None and self.in_flight.get(managed.tag) is managed
+        return build_request(
+            rqid=rqid,
+            act=Act.ABORT if request.function is Function.ABORT_TASK else Act.RESET,
+            lun=number_of(request.lun),
+            cdb=managed.cdb if managed is not None else b"",
+            ref_rqid=managed.tag if managed is not None and there else rqid,
+            direction=Direction.NONE,
+        )
+
+    def _command(self, rqid: int, command: Command, shadow: Shadow) -> bytes:
+        try:
+            segments, grant = self._segments(command, shadow)
+        except OutOfMemoryError:
+            self._give_back(shadow)
+            raise
         direction = Direction.NONE
-        if request.data_out:
+        if command.data_out:
             direction = Direction.TO_DEVICE
-        elif request.data_in:
+        elif command.data_in:
             direction = Direction.FROM_DEVICE
-        ring.put(
-            build_request(
-                rqid=rqid,
-                cdb=request.cdb,
-                lun=lun,
-                direction=direction,
-                segments=segments,
-                nr_segments=len(segments) | (SG_GRANT if grant else 0),
-            )
+        return build_request(
+            rqid=rqid,
+            cdb=command.cdb,
+            lun=number_of(command.lun),
+            direction=direction,
+            segments=segments,
+            nr_segments=len(segments) | (SG_GRANT if grant else 0),
         )
 
     def _segments(self, command: Command, shadow: Shadow) -> tuple[list[dict[str, int]], bool]:
         """Grant a command's pages; return its descriptors, and whether they name descriptors."""
         memory = self.guest.memory
         pieces = segments_of(command)
-        if not pieces:
-            return [], False
         frames = [address // PAGE_SIZE for address, _ in pieces]
         references = memory.grant(frames, BACKEND_DOMAIN, readonly=bool(command.data_out))
         shadow.references += references
@@ -218,17 +235,29 @@ class VscsiifInitiator(RingInitiator[Request]):
 
     def _release(self, rqid: int) -> None:
         """Take back a request's grants; pages that the backend still maps are lost to us."""
-        shadow = self._shadows.pop(rqid)
-        refused = self.guest.memory.end_access(shadow.references) if shadow.references else []
+        self._give_back(self._shadows.pop(rqid))
+        self._free_ids.append(rqid)
+
+    def _give_back(self, shadow: Shadow) -> None:
+        refused = self.guest.memory.end_access(shadow.references)
         if refused:
             raise WireError(f"{len(refused)} pages are still mapped after the answer")
-        if shadow.frames:
-            self.guest.memory.free(shadow.frames)
-        self._free_ids.append(rqid)
+        self.guest.memory.free(shadow.frames)
 
     def parameters(self) -> Mapping[str, object]:
         """Return what was negotiated."""
         return {**super().parameters(), "segments": self._max_segments}
+
+
+def number_of(lun: bytes) -> int:
+    """Return the number of a logical unit; TransportError if vscsiif's 16 bits cannot name it."""
+    try:
+        number = logical_unit_number(lun)
+    except WireError as error:
+        raise TransportError(str(error)) from error
+    if number is None or number > 0xFFFF:
+        raise TransportError(f"vscsiif cannot name LUN {lun.hex()}")
+    return number
 
 
 def segments_of(command: Command) -> Sequence[tuple[int, int]]:
