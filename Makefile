@@ -6,17 +6,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(wildcard vscsi/ring/core/*.[ch])
 
-.PHONY: help demo test check lint format venv packages bench clean
+.PHONY: help demo test test-lio check lint format venv packages bench clean
 help: ## what there is to make
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: venv ## a real ext4 image through all three rings, compared and captured (under two minutes)
 	@sh scripts/packages.sh demo
 	@$(BIN)/python scripts/demo.py
 
 test: venv lint ## everything that proves it: lint, types and all tests
-	@sh scripts/packages.sh demo test
+	@sh scripts/packages.sh demo test vm
 	$(BIN)/python -m pytest
+
+test-lio: venv ## the tests with LIO alone, on Debian's kernel in QEMU (VSCSI_COVERAGE=FILE: coverage data)
+	@sh scripts/packages.sh vm
+	$(BIN)/python -m pytest tests/lio
 
 lint: venv ## ruff, mypy --strict, clang-format; the compiler's own warnings are errors in the build
 	$(BIN)/ruff check .
@@ -39,4 +43,4 @@ $(VENV)/.ready: pyproject.toml setup.py $(CORE)
 	@touch $@
 
 clean: ## remove what was built here
-	rm -rf $(VENV) build dist demo *.egg-info vscsi/ring/_core*.so
+	rm -rf $(VENV) .vm build dist demo *.egg-info vscsi/ring/_core*.so

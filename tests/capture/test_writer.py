@@ -14,7 +14,7 @@ from pcapng.blocks import EnhancedPacket, InterfaceDescription, InterfaceStatist
 import vscsi
 from vscsi.capture import writer as writer_module
 from vscsi.capture.writer import CaptureWriter
-from vscsi.transport.tap import RingPath
+from vscsi.transport.tap import Crossing, RingPath
 from vscsi.wire.blkif import X86_32, Operation
 from vscsi.wire.record import LayoutCode, Protocol, Way
 
@@ -38,10 +38,14 @@ def writer(file):
     made.close()
 
 
+def cross(writer, path, way, ring_index, in_flight, message, descriptors):
+    writer(Crossing(path, way, time.monotonic_ns(), ring_index, in_flight, message, descriptors))
+
+
 def show_some(writer, count=3):
     for at in range(count):
-        writer(BLKIF, Way.TO_TARGET, at, 5, MESSAGE, b"descriptors")
-        writer(SRP, Way.TO_INITIATOR, 0xFFFFFFFF, 70000, b"slot", b"")
+        cross(writer, BLKIF, Way.TO_TARGET, at, 5, MESSAGE, b"descriptors")
+        cross(writer, SRP, Way.TO_INITIATOR, 0xFFFFFFFF, 70000, b"slot", b"")
 
 
 def test_every_argument_of_the_tap_is_in_the_record(writer, file, read):
@@ -166,12 +170,12 @@ def test_where_messages_are_missing_the_next_one_says_how_many(monkeypatch, read
     reader, end = os.pipe()
     writer = CaptureWriter(os.fdopen(end, "wb", buffering=0), "a test")
     while not writer.dropped:
-        writer(SRP, Way.TO_TARGET, 0, 0, bytes(2000), b"")
+        cross(writer, SRP, Way.TO_TARGET, 0, 0, bytes(2000), b"")
     taken = writer.recorded
     pieces = []
     while writer.recorded == taken:  # until it has room again
         pieces.append(what_is_there(reader))
-        writer(SRP, Way.TO_TARGET, 0, 0, bytes(2000), b"")
+        cross(writer, SRP, Way.TO_TARGET, 0, 0, bytes(2000), b"")
     writer.end()
     with os.fdopen(reader, "rb") as stream:
         pieces.append(stream.read())
@@ -186,17 +190,17 @@ def test_a_ring_whose_first_messages_were_dropped_is_not_taken_for_another(monke
     reader, end = os.pipe()
     writer = CaptureWriter(os.fdopen(end, "wb", buffering=0), "a test")
     while not writer.dropped:
-        writer(SRP, Way.TO_TARGET, 0, 0, bytes(2000), b"")
-    writer(BLKIF, Way.TO_TARGET, 0, 0, MESSAGE, b"")
+        cross(writer, SRP, Way.TO_TARGET, 0, 0, bytes(2000), b"")
+    cross(writer, BLKIF, Way.TO_TARGET, 0, 0, MESSAGE, b"")
     taken = writer.recorded
     pieces = []
     vscsiif = RingPath(Protocol.VSCSIIF, 9, 0)
     while writer.recorded == taken:  # until it has room again
         pieces.append(what_is_there(reader))
-        writer(vscsiif, Way.TO_TARGET, 0, 0, bytes(252), b"")
+        cross(writer, vscsiif, Way.TO_TARGET, 0, 0, bytes(252), b"")
     while writer.recorded < taken + 2:
         pieces.append(what_is_there(reader))
-        writer(BLKIF, Way.TO_TARGET, 0, 0, MESSAGE, b"")
+        cross(writer, BLKIF, Way.TO_TARGET, 0, 0, MESSAGE, b"")
     writer.end()
     with os.fdopen(reader, "rb") as stream:
         pieces.append(stream.read())

@@ -581,6 +581,25 @@ def test_new_keys_of_a_frontend_whose_restart_was_merged_away_are_noticed(backen
     assert backend.back.driver.begun == backend.back.driver.ended + 1 == 2
 
 
+def test_a_frontend_that_connects_while_the_backend_looks_has_not_restarted(backend):
+    rival, looks = backend.store.client(0), 0
+
+    def hook(client):
+        nonlocal looks
+        if client is backend.back.client:
+            looks += 1
+            if looks == 3:  # after the turn's look at both states, before the keys are compared
+                rival.write(f"{FRONT}/state", "4")
+
+    foreign(backend, FRONT, INITIALISED, **ring_of(backend))
+    assert backend.states() == (CONNECTED, INITIALISED)
+    backend.store.hook = hook
+    foreign(backend, FRONT, INITIALISED)
+    assert looks >= 3
+    assert backend.states() == (CONNECTED, CONNECTED)
+    assert (backend.back.driver.begun, backend.back.driver.ended) == (1, 0)
+
+
 def test_keys_that_change_while_the_backend_maps_are_not_answered(backend):
     new = backend.grant_ring(9)
     rival = backend.store.client(0)

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
-from vscsi.transport.tap import RingPath
+from vscsi.transport.tap import Crossing, RingPath
 from vscsi.wire import pcapng
-from vscsi.wire.record import Protocol, Way, build_record
+from vscsi.wire.record import Protocol, build_record
 
 MAX_WAITING_BYTES = 16 << 20
 """Messages that wait to be written; what comes beyond that is dropped and counted."""
@@ -57,36 +57,32 @@ class _Message:
     """One call of the tap."""
 
     interface: int
-    path: RingPath
     first: bool
     """Whether the ring is to be described before it."""
     lost: int
     time_ns: int
-    way: Way
-    ring_index: int
-    in_flight: int
-    message: bytes
-    descriptors: bytes
+    """Of the wall clock."""
+    crossing: Crossing
 
     @property
     def cost(self) -> int:
         """Bytes that it counts for."""
-        return MESSAGE_OVERHEAD + len(self.message) + len(self.descriptors)
+        return MESSAGE_OVERHEAD + len(self.crossing.message) + len(self.crossing.descriptors)
 
     def blocks(self) -> bytes:
         """Return its pcapng block, and before a ring's first the one that describes the ring."""
-        path = self.path
+        crossing, path = self.crossing, self.crossing.path
         record = build_record(
             protocol=path.protocol,
-            direction=self.way,
+            direction=crossing.way,
             layout=path.layout,
             domain=path.domain,
             device=path.device,
             queue=path.queue,
-            in_flight=min(self.in_flight, 0xFFFF),
-            ring_index=self.ring_index,
-            message=self.message,
-            segments=self.descriptors,
+            in_flight=min(crossing.in_flight, 0xFFFF),
+            ring_index=crossing.ring_index,
+            message=crossing.message,
+            segments=crossing.descriptors,
         )
         block = pcapng.packet(self.interface, self.time_ns, record, self.lost)
         if not self.first:
@@ -138,22 +134,14 @@ class CaptureWriter:
         )
         self._thread.start()
 
-    def __call__(
-        self,
-        path: RingPath,
-        way: Way,
-        ring_index: int,
-        in_flight: int,
-        message: bytes,
-        descriptors: bytes,
-    ) -> None:
+    def __call__(self, crossing: Crossing) -> None:
         """Take one message (a `Tap`)."""
-        if self._only is not None and path.protocol is not self._only:
+        if self._only is not None and crossing.path.protocol is not self._only:
             return
         with self._lock:
             if self._ending:
                 return
-            ring = self._rings.setdefault(path, _Ring())
+            ring = self._rings.setdefault(crossing.path, _Ring())
             ring.received += 1
             if self._waiting_bytes >= MAX_WAITING_BYTES:
                 ring.dropped += 1
@@ -164,18 +152,8 @@ class CaptureWriter:
             if ring.number is None:
                 ring.number = self._described
                 self._described += 1
-            taken = _Message(
-                ring.number,
-                path,
-                first,
-                ring.lost,
-                self._now(),
-                way,
-                ring_index,
-                in_flight,
-                message,
-                descriptors,
-            )
+            time_ns = crossing.time_ns + self._clock_offset
+            taken = _Message(ring.number, first, ring.lost, time_ns, crossing)
             ring.lost = 0
             self.recorded += 1
             self._waiting_bytes += taken.cost

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Arguments and options that several verbs have."""
 
+import re
+
 import click
 
 from vscsi.transport.connect import PATHS
 
 _MAX_LUN = (1 << 24) - 1
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 class PathType(click.ParamType[str]):
@@ -22,6 +25,23 @@ class PathType(click.ParamType[str]):
             kinds = "srp:DIR, vscsiif:DIR, blkif:DIR, call:IMAGE"
             self.fail(f"{value!r} is none of {kinds}", param, context)
         return value
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes in fio's way: 512, 4k, 64M; k, M, G and T are powers of 1024."""
+
+    name = "SIZE"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, context: click.Context | None
+    ) -> int:
+        """Return the bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,15})([kmgt]?)", value.lower())
+        if match is None:
+            self.fail(f"{value!r} is no size such as 512, 4k or 64M", param, context)
+        return int(match[1]) * _UNITS[match[2]]
 
 
 path_argument = click.argument("path", type=PathType())

@@ -7,7 +7,7 @@ turns the finished task into its protocol's answer; it never sees who executed i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 from typing import Protocol
 
 
@@ -52,6 +52,20 @@ class ServiceResponse(IntEnum):
     FAILED = 5
 
 
+class DeliveryFailure(Enum):
+    """Why a logical unit behind another system gave no answer (SAM-6 5.3: a delivery failure).
+
+    A protocol that has words for it uses those; status and sense say it to the others.
+    """
+
+    GONE = auto()
+    """The logical unit is not there any more."""
+    TIMED_OUT = auto()
+    """No answer in time; the command may still take effect."""
+    FAILED = auto()
+    """Anything else; whether the command took effect is unknown."""
+
+
 @dataclass(frozen=True, slots=True)
 class Nexus:
     """An I_T nexus: who sends, through which target port. Compared and hashed by value."""
@@ -89,6 +103,8 @@ class Task:
     """Bytes moved to or from the buffer of the command's direction."""
     overflow: int = 0
     """Bytes the command would have moved had the buffer been larger (SRP's DOOVER, DIOVER)."""
+    delivery_failure: DeliveryFailure | None = None
+    """Set where nothing came back from the logical unit, beside a status of CHECK CONDITION."""
     context: object = field(default=None, repr=False)
     """The transport's own: what it needs to answer. Nobody else looks at it."""
 

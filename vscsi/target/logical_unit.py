@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vscsi.target.attention import UnitAttentions
-from vscsi.target.base import Attribute, Nexus, Status, Task
+from vscsi.target.base import Attribute, Function, Management, Nexus, ServiceResponse, Status, Task
 from vscsi.target.buffers import gather, scatter
+from vscsi.target.executor import Executor
 from vscsi.target.mode_pages import ModePages
 from vscsi.target.refusals import (
     BUS_DEVICE_RESET,
@@ -72,6 +73,8 @@ class LogicalUnit:
     unknown_command = INVALID_OPCODE
     inventory: Inventory
     """Set by the router that takes the logical unit in."""
+    executor: Executor | None = None
+    """Where its commands run, if not in the router's threads: they must not wait for each other."""
 
     def __init__(self, modes: ModePages | None = None) -> None:
         self.attentions = UnitAttentions()
@@ -121,6 +124,12 @@ class LogicalUnit:
         """Return to the state after power on (SAM-6 6.3.3), and let every nexus know."""
         self.modes.reset()
         self.attentions.establish(BUS_DEVICE_RESET)
+
+    def managed(self, request: Management, affected: Sequence[Task]) -> ServiceResponse:
+        """Do what is left of a task management function when the tasks it affects are gone."""
+        if request.function is Function.LOGICAL_UNIT_RESET:
+            self.reset()
+        return ServiceResponse.FUNCTION_COMPLETE
 
     def execute(self, task: Task) -> None:
         """Execute a task's command and set its outcome. Never raises."""

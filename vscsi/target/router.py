@@ -48,7 +48,7 @@ class TaskRouter:
 
     def _place(self, unit: LogicalUnit) -> _Place:
         unit.inventory = self
-        return _Place(unit, TaskManager(unit, self._executor, self._depth))
+        return _Place(unit, TaskManager(unit, unit.executor or self._executor, self._depth))
 
     # Configuration.
 
@@ -85,6 +85,9 @@ class TaskRouter:
 
     def close(self) -> None:
         """Return when every submitted task has ended; none may be submitted after."""
+        for place in (*self._places.values(), *self._retired):
+            if place.unit.executor is not None:
+                place.unit.executor.close()
         self._executor.close()
 
     # Target.
@@ -127,14 +130,26 @@ class TaskRouter:
             _answer(request)
             return
 
-        def finish(aborted_tasks: int) -> None:
-            request.aborted_tasks = aborted_tasks
-            if request.function is Function.LOGICAL_UNIT_RESET:
-                place.unit.reset()
+        affected: list[Task] = []
+
+        def fate_of(task: Task) -> Fate | None:
+            fate = _AFFECTED[request.function](task, request)
+            if fate is not None:
+                affected.append(task)
+            return fate
+
+        def conclude() -> None:
+            request.response = place.unit.managed(request, affected)
             _answer(request)
 
-        affected = _AFFECTED[request.function]
-        place.tasks.abort(lambda task: affected(task, request), finish)
+        def finish(aborted_tasks: int) -> None:
+            request.aborted_tasks = aborted_tasks
+            if place.unit.executor is None:
+                conclude()
+            else:  # it may have to wait for a device
+                place.unit.executor.call(conclude)
+
+        place.tasks.abort(fate_of, finish)
 
     def luns(self) -> Sequence[bytes]:
         """Return the LUNs in the inventory, ascending."""

@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 from vscsi.domain.base import EventChannel, GrantMapper
 from vscsi.domain.xenbus import Keys, Reader
 from vscsi.ring import RingEnd
-from vscsi.transport.tap import RingPath, TapSwitch
+from vscsi.transport.tap import Crossing, RingPath, TapSwitch
 from vscsi.wire.errors import WireError
 from vscsi.wire.record import Way
 
@@ -86,7 +86,11 @@ class RingBackend(ABC):
         self._wake = -1
         self._stopping = False
         self._in_batch = False
-        self._index = 0
+        # The batch that is being handled, for the tap:
+        self._taken_ns = 0
+        self._first_index = 0
+        self._in_flight_before = 0
+        self._offset = 0
         self._idle_events = 0
 
     # What a protocol says.
@@ -207,7 +211,12 @@ class RingBackend(ABC):
                 return
             ring = connection.ring
             try:
-                self._show(connection, Way.TO_INITIATOR, ring.put_index, message, b"")
+                if self.tap.active:
+                    now = time.monotonic_ns()
+                    index, waiting = ring.put_index, self.in_flight
+                    self.tap(
+                        Crossing(connection.path, Way.TO_INITIATOR, now, index, waiting, message)
+                    )
                 put = ring.put_keep if keep else ring.put
                 for slot in range(slots):
                     if not put(message if slot == 0 else b""):
@@ -221,8 +230,19 @@ class RingBackend(ABC):
     def show_request(self, slot: bytes, descriptors: bytes = b"") -> None:
         """Show the message that is being handled to the tap; descriptors: copied segment lists."""
         connection = self.connection
-        if connection is not None:
-            self._show(connection, Way.TO_TARGET, self._index, slot, descriptors)
+        if connection is not None and self.tap.active:
+            # Taken together, but still one after the other on the ring: those before it count.
+            self.tap(
+                Crossing(
+                    connection.path,
+                    Way.TO_TARGET,
+                    self._taken_ns,
+                    (self._first_index + self._offset) & 0xFFFF_FFFF,
+                    self._in_flight_before + self._offset,
+                    slot,
+                    descriptors,
+                )
+            )
 
     def count(self, change: int) -> None:
         """Count a request that began (+1), or let go of the frontend's memory (-1)."""
@@ -232,17 +252,6 @@ class RingBackend(ABC):
                 self._idle.notify_all()
 
     # The loop.
-
-    def _show(
-        self,
-        connection: Connection,
-        way: Way,
-        index: int,
-        message: bytes,
-        descriptors: bytes,
-    ) -> None:
-        if self.tap.active:
-            self.tap(connection.path, way, index, self.in_flight, message, descriptors)
 
     def _publish(self, connection: Connection) -> None:
         if connection.ring.publish():
@@ -274,13 +283,15 @@ class RingBackend(ABC):
         if not slots:
             return 0
         self._idle_events = 0
+        self._taken_ns = time.monotonic_ns()
+        self._first_index = connection.ring.take_index - len(slots)
+        self._in_flight_before = self.in_flight
         self._in_batch = True
         try:
-            first = connection.ring.take_index - len(slots)
             for offset, slot in enumerate(slots):
                 if self._stopping:
                     break
-                self._index = (first + offset) & 0xFFFF_FFFF
+                self._offset = offset
                 self.statistics.requests += 1
                 self.message(slot)
         finally:

@@ -4,7 +4,6 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from vscsi.wire import record
 
@@ -21,19 +20,24 @@ class RingPath:
     parameters: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 
-class Tap(Protocol):
-    """Called with a private copy of each message; must not block, may drop (and count)."""
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """One message that crossed a ring, a private copy."""
 
-    def __call__(
-        self,
-        path: RingPath,
-        way: record.Way,
-        ring_index: int,
-        in_flight: int,
-        message: bytes,
-        descriptors: bytes,
-    ) -> None:
-        """Take one message; descriptors are what was copied from indirect or SG-grant pages."""
+    path: RingPath
+    way: record.Way
+    time_ns: int
+    """Of the monotonic clock: when a request was taken off the ring, an answer put on it."""
+    ring_index: int
+    in_flight: int
+    """Requests of the ring that were unanswered at that time, this one left out."""
+    message: bytes
+    descriptors: bytes = b""
+    """What was copied from the indirect or SG_GRANT pages that the message names."""
+
+
+Tap = Callable[[Crossing], None]
+"""Called for each message; must not block, may drop (and count)."""
 
 
 class TapSwitch:
@@ -59,14 +63,7 @@ class TapSwitch:
         """Whether anybody listens."""
         return bool(self._listeners)
 
-    def __call__(
-        self,
-        path: RingPath,
-        way: record.Way,
-        ring_index: int,
-        in_flight: int,
-        message: bytes,
-        descriptors: bytes,
-    ) -> None:
+    def __call__(self, crossing: Crossing) -> None:
+        """Pass a message on."""
         for listener in self._listeners:
-            listener(path, way, ring_index, in_flight, message, descriptors)
+            listener(crossing)
