@@ -72,7 +72,7 @@ def qemu_io(*commands):
 @EACH_PATH
 def test_nbdinfo_sees_what_the_unit_can(servers, kind, block):
     served = servers[block]
-    (export,) = json.loads(served.on(kind, 'nbdinfo --json "$uri"'))["exports"]
+    (export,) = json.loads(served.on(kind, 'nbdinfo --no-content --json "$uri"'))["exports"]
     assert export["export-size"] == 8 * MIB
     for ability in ("can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"):
         assert export[ability] is True, ability
@@ -180,12 +180,12 @@ def test_flush_and_fua_cross_as_such(cli, start, tmp_path):
 def test_a_read_only_unit_is_a_read_only_device(cli, start, tmp_path):
     served = Served(cli, start, tmp_path, "--read-only")
     for kind in PATHS:
-        assert json.loads(served.on(kind, 'nbdinfo --json "$uri"'))["exports"][0]["is_read_only"]
+        assert json.loads(served.on(kind, 'nbdinfo --no-content --json "$uri"'))["exports"][0]["is_read_only"]
         assert served.fails_on(kind, qemu_io("write 0 512")).returncode != 0
 
 
 def test_a_writable_unit_can_be_exported_read_only(served):
-    shown = served.on("srp", 'nbdinfo --json "$uri"', 0, "--read-only")
+    shown = served.on("srp", 'nbdinfo --no-content --json "$uri"', 0, "--read-only")
     assert json.loads(shown)["exports"][0]["is_read_only"] is True
 
 

@@ -21,10 +21,7 @@ from vscsi.transport.vscsiif.frontend import VscsiifInitiator
 from vscsi.wire.blkif import LAYOUTS
 from vscsi.wire.errors import SetupError
 
-USAGE = """PATH is srp:DIR, vscsiif:DIR or blkif:DIR, DIR a directory that `vscsi serve` serves,
-or call:IMAGE, which serves an image (or null:SIZE, memory:SIZE) without any ring.
-Options follow a question mark: srp: ring-order=0..4; blkif: disk=N, ring-order=0..4,
-protocol=x86_64-abi|x86_32-abi|probe, segments=indirect|blocks."""
+USAGE = "a path is srp:DIR, vscsiif:DIR, blkif:DIR or call:IMAGE (README.md has their options)"
 
 
 def connect(url: str) -> Hba:

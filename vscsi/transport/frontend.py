@@ -129,7 +129,9 @@ class RingInitiator(ABC, Generic[Request]):
                 )
         except (StoreError, DomainError) as error:
             self.close()
-            raise TransportError(f"{self.kind}: {error}") from error
+            gone = isinstance(error, StoreError) and error.code == "ENOENT"
+            reason = f"the server has no {self._device.kind} {self._device.handle}"
+            raise TransportError(reason if gone else f"{self.kind}: {error}") from error
         if self._state is not XenbusState.CONNECTED or self._failure:
             reason = self._reason or self._failure or ENDED
             if not settled:

@@ -36,6 +36,10 @@ MIN_MAX_TI_IU_LENGTH = 56
 """The least maximum target-to-initiator IU length (bytes)."""
 
 
+CMD_BYTES = 48
+"""A CMD without additional CDB and buffer descriptors."""
+
+
 class IuType(IntEnum):
     """Byte 0 of every IU. Bit 7: sent by the target; bit 6: a response."""
 
@@ -399,6 +403,16 @@ def cdb_fields(cdb: bytes) -> dict[str, bytes]:
         "cdb": cdb[:16].ljust(16, b"\0"),
         "additional_cdb": additional + bytes(-len(additional) % 4),
     }
+
+
+def is_command(data: bytes) -> bool:
+    """Tell whether an IU is a CMD that is whole up to its additional CDB and descriptors."""
+    return len(data) >= CMD_BYTES and data[0] == IuType.CMD
+
+
+def tag_of(data: bytes) -> int:
+    """Return the tag of an IU, which has the same place in all of them."""
+    return int.from_bytes(data[8:16], "big")
 
 
 def cdb_of(cmd: Container) -> bytes:

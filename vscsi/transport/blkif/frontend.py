@@ -97,6 +97,8 @@ class BlkifRing(RingInitiator[BlkRequest]):
         indirect: bool = True,
     ) -> None:
         super().__init__(directory, handle)
+        self.identity = f"{directory.resolve()}:{handle}"
+        """What makes it this disk, whoever connects."""
         self.disk = Disk(0, SECTOR_SIZE, False, False, False, False)
         self.max_segments = SEGMENTS
         self.layout: Layout = LAYOUTS[protocol] if protocol is not None else X86_64

@@ -100,8 +100,8 @@ class BlkifUnit(Disk):
 
     maximum_unmap_descriptors = MAX_UNMAP_RANGES
 
-    def __init__(self, store: RingStore, *, block_size: int) -> None:
-        super().__init__(store, block_size=block_size, product="VBD")
+    def __init__(self, store: RingStore, *, block_size: int, identity: str) -> None:
+        super().__init__(store, block_size=block_size, identity=identity, product="VBD")
         self.commands = {row: entry for row, entry in self.commands.items() if row.name in CARRIED}
 
 
@@ -118,7 +118,7 @@ class BlkifInitiator(BlkifRing):
         disk = self.disk
         router = TaskRouter()
         store = RingStore(disk.size_bytes, readonly=disk.readonly, can_discard=disk.discard)
-        self._unit = BlkifUnit(store, block_size=disk.block_size)
+        self._unit = BlkifUnit(store, block_size=disk.block_size, identity=self.identity)
         router.add(0, self._unit)
         self._local = CallInitiator(router, NEXUS)
         self._gate = Gate()

@@ -44,7 +44,9 @@ from vscsi.wire.srp import (
     TLogoutReason,
     build_iu,
     cdb_of,
+    is_command,
     parse_iu,
+    tag_of,
 )
 from vscsi.wire.srp_ring import SlotFormat, SlotHeader, build_slot, parse_slot
 
@@ -120,18 +122,27 @@ class SrpBackend(RingBackend):
         try:
             iu = parse_iu(unit)
         except WireError as error:
-            self._logout(TLogoutReason.INVALID_IU_TYPE, str(error))
+            if self._nexus is None or not is_command(unit):
+                self._logout(TLogoutReason.INVALID_IU_TYPE, str(error))
+            # Only its buffer descriptors can be wrong: that costs the command, not the channel.
+            self.statistics.wire_errors += 1
+            self._spend_credit()
+            self._respond(tag_of(unit), code=RspCode.REQUEST_FIELDS_INVALID)
+            return
         handler = self._handlers.get(iu.type)
         if handler is None:
             self._logout(TLogoutReason.INVALID_IU_TYPE, f"{iu.type.name} from an initiator")
         if self._nexus is None and iu.type is not IuType.LOGIN_REQ:
             self._logout(TLogoutReason.NO_REASON, f"{iu.type.name} before a login")
         if iu.type in (IuType.CMD, IuType.TSK_MGMT):
-            try:
-                self._credits.spend()
-            except WireError as error:
-                self._logout(TLogoutReason.NO_REASON, str(error))
+            self._spend_credit()
         handler(self, iu)
+
+    def _spend_credit(self) -> None:
+        try:
+            self._credits.spend()
+        except WireError as error:
+            self._logout(TLogoutReason.NO_REASON, str(error))
 
     def quiesce(self) -> None:
         """End the nexus."""

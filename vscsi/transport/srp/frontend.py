@@ -47,6 +47,7 @@ from vscsi.wire.mad import (
     parse_mad,
 )
 from vscsi.wire.srp import (
+    CMD_BYTES,
     BufferFormats,
     IuType,
     LoginRejectReason,
@@ -64,7 +65,6 @@ RING_ORDER = 2
 ARENA_BYTES = 32 << 20
 DATA_HANDLE = 1
 LOGIN_TAG = 1 << 63
-COMMAND_BYTES = 48
 INDIRECT_BYTES = 20
 DESCRIPTOR_BYTES = 16
 MAX_CDB_BYTES = 16 + 0xFC
@@ -281,7 +281,7 @@ class SrpInitiator(RingInitiator[Request]):
         """Return the bytes of a unit that a CDB leaves for descriptors; negative if it is cut."""
         if len(cdb) > MAX_CDB_BYTES:
             return -1
-        return self._max_iu_length - COMMAND_BYTES - len(cdb_fields(cdb)["additional_cdb"])
+        return self._max_iu_length - CMD_BYTES - len(cdb_fields(cdb)["additional_cdb"])
 
     def _area(
         self, command: Command, buffers: Sequence[Buffer], space: int
