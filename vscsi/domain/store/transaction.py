@@ -120,10 +120,11 @@ class Transaction:
             if before is not None or after is not None:  # else made and removed again
                 changes.append(Change(path, before, after, exact))
         for path, node in self._changed.items():
+            before = nodes.get(path)
             if node is None:
                 nodes.pop(path, None)
-            else:
-                nodes[path] = node
+            elif before is None or replace(node, generation=before.generation) != before:
+                nodes[path] = node  # else it is as it was, which conflicts with nobody
         self._tree.owned.update(self._owned)
         return changes
 
