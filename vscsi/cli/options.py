@@ -5,8 +5,6 @@ import re
 
 import click
 
-from vscsi.transport.connect import PATHS
-
 _MAX_LUN = (1 << 24) - 1
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -20,6 +18,8 @@ class PathType(click.ParamType[str]):
         self, value: str, param: click.Parameter | None, context: click.Context | None
     ) -> str:
         """Return the value if it begins like a path."""
+        from vscsi.transport.connect import PATHS  # all transports: only for those who name one
+
         kind, colon, rest = value.partition(":")
         if kind not in PATHS or not colon or not rest:
             kinds = "srp:DIR, vscsiif:DIR, blkif:DIR, call:IMAGE"

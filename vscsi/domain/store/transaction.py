@@ -123,8 +123,8 @@ class Transaction:
             before = nodes.get(path)
             if node is None:
                 nodes.pop(path, None)
-            elif before is None or replace(node, generation=before.generation) != before:
-                nodes[path] = node  # else it is as it was, which conflicts with nobody
+            elif before is None or path in self._exact or not node.looks_like(before):
+                nodes[path] = node  # else a child came and went again: no conflict with anybody
         self._tree.owned.update(self._owned)
         return changes
 

@@ -33,6 +33,14 @@ class Node:
     generation: int
     """Differs between any two nodes that ever were at a path (DIRECTORY_PART's gencnt)."""
 
+    def looks_like(self, other: "Node") -> bool:
+        """Tell whether nobody could tell the two apart but by generation."""
+        return (self.value, self.children, self.permissions) == (
+            other.value,
+            other.children,
+            other.permissions,
+        )
+
     @property
     def size_bytes(self) -> int:
         """What the node counts against Quota.node_bytes; a permission counts 8, as in C."""
