@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: MIT
+"""Commands to a logical unit of the kernel's, through its SCSI generic node (sg v3).
+
+A command is written to an open file and its outcome read from it; unlike SG_IO, that lets go of a
+command that the kernel does not end. Each outstanding command has a file of its own, so the 16 a
+file may have outstanding are no limit, and answers need no matching.
+
+What sg does with buffers decides how data go. It copies as many bytes back as were asked for,
+however few have come and whatever the status: the rest is what earlier commands left in its
+buffer, or in the kernel's memory. So data-in lands in the file's own reserve buffer, mapped here,
+and only what arrived with a good status is copied on. Data-out is copied by the kernel from
+where it is, once, as the command starts. With the parameter `allow_dio` of the kernel's module
+nothing is copied where all of a buffer is one aligned run and a good status means all of it.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import select
+import struct
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from vscsi.target.buffers import Views, address, gather, length, scatter
+from vscsi.wire.errors import SetupError
+
+GRACE_S = 5.0
+"""How long the kernel may take to abort a command whose time is over, before we let go of it."""
+MAX_LOST = 64
+"""Commands let go of that the kernel has not ended yet, before it gets no more."""
+
+# <scsi/sg.h>
+_SG_SET_RESERVED_SIZE, _SG_GET_RESERVED_SIZE = 0x2275, 0x2272
+_SG_GET_SCSI_ID, _SG_GET_SG_TABLESIZE, _SG_SCSI_RESET = 0x2276, 0x227F, 0x2284
+_BLKSECTGET = 0x1267  # in bytes, of an sg node
+_RESET_DEVICE_NO_ESCALATE = 0x101
+_TO_DEVICE, _FROM_DEVICE, _NO_DATA = -2, -3, -1
+_DIRECT_IO, _MMAP_IO, _AT_TAIL = 0x01, 0x04, 0x10
+# struct sg_io_hdr; "0P" pads it to the alignment of its pointers.
+_HEADER = struct.Struct("@iiBBHIPPPIIiPBBBBHHiII0P")
+_SCSI_ID = struct.Struct("@iiiiihhii")
+_ALIGNMENT = 4  # of direct I/O: what the SCSI layer asks for where a host asks for nothing
+_MAX_IOVEC = 1024
+_PAGE = mmap.PAGESIZE
+
+# What the kernel reads and writes beside a command's data, in memory of ours that stays put.
+_CDB_AT, _SENSE_AT, _IOVEC_AT = 0, 256, 512
+_SENSE_BYTES = 252
+_CONTROL_BYTES = _IOVEC_AT + _MAX_IOVEC * struct.calcsize("@PP")
+_SMALL_RESERVE = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the kernel says of a command."""
+
+    status: int
+    """The SCSI status, as sent."""
+    host_status: int
+    """Why there is none (DID_* of the kernel), or 0."""
+    driver_status: int
+    sense: bytes
+    arrived: int
+    """Bytes of data-in that came with a status of GOOD."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the kernel knows of a logical unit."""
+
+    device_type: int
+    max_bytes: int
+    """Of one command's data."""
+    max_pages: int
+    """That one command's data may touch."""
+
+
+class Node(Protocol):
+    """The kernel's part, as far as `SgDevice` knows it; tests have a kernel of their own."""
+
+    direct_io: bool
+
+    def open(self) -> int:
+        """Return a non-blocking descriptor that answers can be read from."""
+
+    def submit(self, descriptor: int, header: bytearray) -> None:
+        """Start a command; on return its CDB and its data-out (unless direct) are the kernel's."""
+
+    def traits(self, descriptor: int) -> Traits:
+        """Return what the kernel knows of the unit."""
+
+    def reserve(self, descriptor: int, size: int) -> mmap.mmap:
+        """Give a descriptor a reserve buffer of `size` bytes and map it."""
+
+    def reset(self, descriptor: int) -> None:
+        """Reset the logical unit, and nothing beyond it."""
+
+
+class SgNode:
+    """An sg node of the running kernel."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            allowed = Path("/sys/module/sg/parameters/allow_dio").read_text().strip()
+        except OSError:  # sg built into the kernel without the parameter's entry
+            allowed = "0"
+        self.direct_io = allowed not in ("0", "N")
+
+    def open(self) -> int:
+        """Open the node; OSError if that cannot be."""
+        return os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def submit(self, descriptor: int, header: bytearray) -> None:
+        """Write the header to the node; OSError if the kernel refuses the command."""
+        os.write(descriptor, header)
+
+    def traits(self, descriptor: int) -> Traits:
+        """Ask the node."""
+        identity = bytearray(_SCSI_ID.size)
+        fcntl.ioctl(descriptor, _SG_GET_SCSI_ID, identity)
+        pages = _get_int(descriptor, _SG_GET_SG_TABLESIZE)
+        size = _get_int(descriptor, _BLKSECTGET)
+        return Traits(
+            device_type=_SCSI_ID.unpack(identity)[4],
+            max_bytes=min(size, pages * _PAGE),
+            max_pages=pages,
+        )
+
+    def reserve(self, descriptor: int, size: int) -> mmap.mmap:
+        """Set the reserve buffer's size and map it; OSError if the kernel has no memory."""
+        fcntl.ioctl(descriptor, _SG_SET_RESERVED_SIZE, size.to_bytes(4, "little"))
+        if _get_int(descriptor, _SG_GET_RESERVED_SIZE) < size:
+            raise OSError(errno.ENOMEM, f"{self.path}: no reserve buffer of {size} bytes")
+        return mmap.mmap(descriptor, size)
+
+    def reset(self, descriptor: int) -> None:
+        """Have the kernel reset the unit; it waits for what is outstanding there."""
+        fcntl.ioctl(descriptor, _SG_SCSI_RESET, _RESET_DEVICE_NO_ESCALATE.to_bytes(4, "little"))
+
+
+class SgDevice:
+    """A logical unit that CDBs can be sent to. Thread-safe.
+
+    What is handed to it must fit the CDB: the kernel's target takes direction and length of the
+    data from here, whatever the CDB says (see `checks`). Raises SetupError if the node is not
+    there or no sg node.
+    """
+
+    def __init__(self, node: Node, name: str) -> None:
+        self.staged_bytes = 0
+        """Copied here: all data-in but what came by direct I/O."""
+        self._node = node
+        self._idle: deque[_File] = deque()
+        self._lost: list[_File] = []
+        self._lock = threading.Lock()
+        try:
+            file = _File(node.open())
+            self._idle.append(file)
+            self.traits = node.traits(file.descriptor)
+        except OSError as error:
+            self.close()
+            raise SetupError(
+                "open", name, error.strerror or str(error), "`modprobe sg`, and run it as root"
+            ) from error
+
+    def execute(
+        self,
+        cdb: bytes,
+        *,
+        timeout_s: float,
+        out: Views = (),
+        into: Views = (),
+        wanted: int = 0,
+        all_or_nothing: bool = False,
+    ) -> Answer:
+        """Execute one command and wait for its end. The buffers are not touched after that.
+
+        cdb: 6 to 32 bytes. Either all of `out` is sent, or `wanted` bytes are asked for, which go
+        to `into` as far as it reaches; at most `traits.max_bytes`. all_or_nothing: with a status of
+        GOOD, all that is wanted has come.
+
+        Raises OSError where the kernel refuses the command (ENODEV, ENXIO: the unit is gone), and
+        TimeoutError where it has not ended it GRACE_S after its time: the kernel still has it
+        then. A read by direct I/O is waited for even so, as its pages are still written to.
+        """
+        self._reap()
+        if len(self._lost) >= MAX_LOST:
+            raise TimeoutError(errno.ETIMEDOUT, "the kernel ends no command")
+        file = self._take(wanted)
+        try:
+            direct_read = self._fill(file, cdb, timeout_s, out, into, wanted, all_or_nothing)
+            self._node.submit(file.descriptor, file.header)
+        except BaseException:
+            file.close()
+            raise
+        limit_s = None if direct_read else timeout_s + GRACE_S
+        try:
+            file.wait(limit_s)
+        except OSError:
+            with self._lock:
+                self._lost.append(file)
+            raise
+        answer = file.answer(wanted)
+        if not direct_read and answer.arrived and into:
+            moved = scatter(file.reserved(answer.arrived), into)
+            self.staged_bytes += moved
+        self._idle.append(file)
+        return answer
+
+    @property
+    def lost(self) -> int:
+        """How many commands the kernel still has that nobody waits for."""
+        self._reap()
+        return len(self._lost)
+
+    def reset(self) -> None:
+        """Reset the logical unit; OSError if the kernel cannot (EBUSY: it has lost commands)."""
+        if self.lost:
+            raise OSError(errno.EBUSY, "the kernel has not ended earlier commands")
+        file = self._take(0)
+        try:
+            self._node.reset(file.descriptor)
+        finally:
+            self._idle.append(file)
+
+    def close(self) -> None:
+        """Let go of the node; no command may be running."""
+        with self._lock:
+            files = [*self._idle, *self._lost]
+            self._idle.clear()
+            self._lost.clear()
+        for file in files:
+            file.close()
+
+    def _take(self, wanted: int) -> "_File":
+        """Return a file without a command, whose reserve buffer holds what is wanted."""
+        try:
+            file = self._idle.pop()
+        except IndexError:
+            file = _File(self._node.open())
+        if wanted <= file.room:
+            return file
+        if file.room:  # a reserve buffer that is mapped stays as it is
+            file.close()
+            file = _File(self._node.open())
+        size = _SMALL_RESERVE if wanted <= _SMALL_RESERVE else self.traits.max_bytes
+        try:
+            file.reserve = self._node.reserve(file.descriptor, min(size, self.traits.max_bytes))
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _fill(
+        self,
+        file: "_File",
+        cdb: bytes,
+        timeout_s: float,
+        out: Views,
+        into: Views,
+        wanted: int,
+        all_or_nothing: bool,
+    ) -> bool:
+        """Prepare a file's header; return whether the kernel will write to `into` itself."""
+        count = length(out)
+        if wanted:
+            pieces = runs(into) if self._node.direct_io and all_or_nothing else []
+            direct = self._is_direct(pieces) and pieces[0][1] == wanted
+            flags = _DIRECT_IO if direct else _MMAP_IO
+            pointer = pieces[0][0] if direct else 0
+            file.fill(cdb, _FROM_DEVICE, wanted, pointer, 0, flags, timeout_s)
+            return direct
+        if not count:
+            file.fill(cdb, _NO_DATA, 0, 0, 0, 0, timeout_s)
+            return False
+        pieces = runs(out)
+        if len(pieces) > _MAX_IOVEC:
+            file.copy = gather(out, count)
+            self.staged_bytes += count
+            pieces = runs([memoryview(file.copy)])
+        if len(pieces) == 1:
+            flags = _DIRECT_IO if self._node.direct_io and self._is_direct(pieces) else 0
+            file.fill(cdb, _TO_DEVICE, count, pieces[0][0], 0, flags, timeout_s)
+        else:
+            file.put_iovec(pieces)
+            file.fill(cdb, _TO_DEVICE, count, file.address + _IOVEC_AT, len(pieces), 0, timeout_s)
+        return False
+
+    def _is_direct(self, pieces: Sequence[tuple[int, int]]) -> bool:
+        if len(pieces) != 1:
+            return False
+        start, size = pieces[0]
+        pages = (start + size - 1) // _PAGE - start // _PAGE + 1
+        return (start | size) % _ALIGNMENT == 0 and pages <= self.traits.max_pages
+
+    def _reap(self) -> None:
+        """Take files back whose lost command the kernel has ended after all."""
+        if not self._lost:
+            return
+        with self._lock:
+            for file in list(self._lost):
+                with suppress(OSError):
+                    file.wait(0)
+                    self._lost.remove(file)
+                    self._idle.append(file)
+
+
+class _File:
+    """An open file of a node, for one command at a time."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.header = bytearray(_HEADER.size)
+        self.reserve: mmap.mmap | None = None
+        self.copy = b""
+        """Data-out that had to be copied: kept until the kernel has it."""
+        self._control = mmap.mmap(-1, _CONTROL_BYTES)
+        self.address = address(memoryview(self._control))
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    @property
+    def room(self) -> int:
+        """Bytes of the reserve buffer."""
+        return len(self.reserve) if self.reserve is not None else 0
+
+    def put_iovec(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """Lay out struct sg_iovec entries."""
+        flat = [word for piece in pieces for word in piece]
+        struct.pack_into(f"@{len(flat)}P", self._control, _IOVEC_AT, *flat)
+
+    def fill(
+        self,
+        cdb: bytes,
+        direction: int,
+        count: int,
+        pointer: int,
+        iovecs: int,
+        flags: int,
+        timeout_s: float,
+    ) -> None:
+        """Lay out the header for one command."""
+        self._control[_CDB_AT : _CDB_AT + len(cdb)] = cdb
+        _HEADER.pack_into(
+            self.header,
+            0,
+            ord("S"),
+            direction,
+            len(cdb),
+            _SENSE_BYTES,
+            iovecs,
+            count,
+            pointer,
+            self.address + _CDB_AT,
+            self.address + _SENSE_AT,
+            int(timeout_s * 1000),
+            flags | _AT_TAIL,
+            *[0] * 11,
+        )
+
+    def wait(self, limit_s: float | None) -> None:
+        """Have the answer in the header; OSError if there is none, TimeoutError if none yet."""
+        if not self._poll.poll(None if limit_s is None else limit_s * 1000):
+            raise TimeoutError(errno.ETIMEDOUT, "the kernel does not end the command")
+        try:
+            os.readv(self.descriptor, (self.header,))
+        except BlockingIOError as error:  # what woke us was the device leaving, with the command
+            if limit_s is not None:
+                raise OSError(errno.ENODEV, "the device left while it had a command") from error
+            os.set_blocking(self.descriptor, True)
+            os.readv(self.descriptor, (self.header,))
+        self.copy = b""
+
+    def answer(self, wanted: int) -> Answer:
+        """Return what the header says; the kernel's counts are not trusted to be in range."""
+        (*_, status, _, _, sense_length, host, driver, residual, _, _) = _HEADER.unpack(self.header)
+        arrived = wanted - min(max(residual, 0), wanted) if status == host == 0 else 0
+        sense_length = min(sense_length, _SENSE_BYTES)
+        sense = self._control[_SENSE_AT : _SENSE_AT + sense_length]
+        return Answer(status, host, driver, sense, arrived)
+
+    def reserved(self, count: int) -> memoryview:
+        """Return the first bytes of the reserve buffer."""
+        return memoryview(self.reserve or b"")[:count]
+
+    def close(self) -> None:
+        """Close the file: the kernel keeps what it needs for a command that it still has."""
+        os.close(self.descriptor)
+
+
+def runs(views: Views) -> list[tuple[int, int]]:
+    """Return (address, length) of each run of memory that a list is made of."""
+    pieces: list[tuple[int, int]] = []
+    for view in views:
+        if not len(view):
+            continue
+        start = address(view)
+        if pieces and sum(pieces[-1]) == start:
+            start, before = pieces.pop()
+            pieces.append((start, before + len(view)))
+        else:
+            pieces.append((start, len(view)))
+    return pieces
+
+
+def _get_int(descriptor: int, request: int) -> int:
+    value = bytearray(4)
+    fcntl.ioctl(descriptor, request, value)
+    return int.from_bytes(value, "little")
