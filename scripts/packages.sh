@@ -9,7 +9,7 @@ packages_for() {
     build) echo gcc libc6-dev python3-dev python3-venv ;;
     demo) echo e2fsprogs libnbd-bin nbdkit nbdkit-plugin-python qemu-utils ;;
     test) echo fio xenstore-utils tshark ;;
-    vm) echo dbus-daemon e2fsprogs kmod qemu-system-x86 targetcli-fb ;;
+    vm) echo dbus-daemon dmsetup e2fsprogs kmod qemu-system-x86 targetcli-fb ;;
     *) echo "packages.sh: unknown purpose '$1'" >&2; exit 2 ;;
     esac
 }

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What the README and docs/ tell a reader to do works, in the order in which they tell it."""
+"""What the README and docs/ tell a reader to do works, in the order in which they tell it.
+
+Blocks marked "sh lio" need a kernel with LIO: tests/lio/test_readme.py runs them in one.
+"""
 
 import os
 import re

@@ -25,13 +25,17 @@ class Backing:
     """What a storage object shall be made of."""
 
     plugin: str
-    """fileio, block, ramdisk or pscsi."""
+    """fileio, block, ramdisk, pscsi or user."""
     device: str
-    """Absolute path as the user gave it (a link under /dev/disk stays one); empty for a ramdisk."""
+    """Absolute path as the user gave it (a link under /dev/disk stays one); empty for a ramdisk;
+    of a user-backed one the path that it is behind.
+    """
     size_bytes: int = 0
     """0 where the device tells its size itself."""
     new_file: bool = False
     """Whether the file has yet to be made, or filled."""
+    block_bytes: int = BLOCK
+    """User-backed: what the kernel takes for its logical block."""
 
     def differences(self, storage: Storage) -> list[str]:
         """Return in what a storage object is something else."""
@@ -134,6 +138,7 @@ def check_free(backing: Backing, storages: Sequence[Storage]) -> None:
     """
     if backing.plugin == "ramdisk":
         _check_memory(backing.size_bytes)
+    if backing.plugin in ("ramdisk", "user"):
         return
     device = device_of(backing.device)
     for storage in storages:
@@ -141,9 +146,7 @@ def check_free(backing: Backing, storages: Sequence[Storage]) -> None:
             raise _busy(backing, f"LIO's {storage.title} uses it")
     users = list(_loops(device))
     if backing.plugin in ("block", "pscsi"):
-        users += _mounts(device)
-        if not users and in_use(device):
-            users = ["something has it open for itself alone"]
+        users += users_of(device)
     if users:
         raise _busy(backing, "; ".join(users))
 
@@ -158,6 +161,14 @@ def in_use(node: str | Path) -> bool:
     except OSError as error:
         return error.errno == errno.EBUSY
     return False
+
+
+def users_of(node: str | Path) -> list[str]:
+    """Return who claims a block device, in words; raises OSError if it is not there."""
+    users = _mounts(node)
+    if not users and in_use(node):
+        users = ["something has it open for itself alone"]
+    return users
 
 
 def _busy(backing: Backing, reason: str) -> SetupError:
@@ -176,7 +187,7 @@ def _loops(device: str) -> Iterator[str]:
             continue
 
 
-def _mounts(device: str) -> list[str]:
+def _mounts(device: str | Path) -> list[str]:
     """Return where a block device is mounted."""
     number = os.stat(device).st_rdev
     device_number = f"{os.major(number)}:{os.minor(number)}"

@@ -15,7 +15,13 @@ from tgt_glue.nodes import Hctl
 from vscsi.wire.errors import SetupError
 
 CONFIGFS = Path("/sys/kernel/config/target")
-PLUGINS = {"fileio": "fileio", "iblock": "block", "rd_mcp": "ramdisk", "pscsi": "pscsi"}
+PLUGINS = {
+    "fileio": "fileio",
+    "iblock": "block",
+    "rd_mcp": "ramdisk",
+    "pscsi": "pscsi",
+    "user": "user",
+}
 """What configfs calls a backstore plugin, and what rtslib and targetcli call it."""
 
 
@@ -26,7 +32,7 @@ class Storage:
     path: Path
     plugin: str
     device: str
-    """File or device node; empty for a ramdisk."""
+    """File or device node; empty for a ramdisk; of a user-backed one the path it is behind."""
     size_bytes: int
     """0 where the device tells its size itself."""
     serial: str
@@ -239,7 +245,7 @@ def _empty_backstores(root: Path) -> Iterator[Path]:
 
 
 def _size_bytes(info: str) -> int:
-    if match := re.search(r" Size: (\d+) Mode: ", info):
+    if match := re.search(r" Size: (\d+) (?:Mode|MaxDataAreaMB): ", info):
         return int(match[1])
     if match := re.search(r"PAGES/PAGE_SIZE: (\d+)\*(\d+) ", info):
         return int(match[1]) * int(match[2])

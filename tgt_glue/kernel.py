@@ -24,6 +24,7 @@ _PLUGIN_MODULES = {
     "block": "target_core_iblock",
     "pscsi": "target_core_pscsi",
     "ramdisk": "target_core_mod",
+    "user": "target_core_user",
 }
 _WARNING = 4
 _RECORD_BYTES = 8192

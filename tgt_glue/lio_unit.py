@@ -11,14 +11,16 @@ Each I_T nexus has a loopback port of its own: to LIO they are different initiat
 keeps for each (reservations, unit attentions) is theirs.
 """
 
-import errno
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
 
+from tgt_glue.capacity import ask_geometry
 from tgt_glue.checks import Geometry, Plan, needs_geometry, plan, plan_unknown, settle
-from tgt_glue.sg import Answer, SgDevice, SgNode
+from tgt_glue.outcome import failure_of, is_good, is_unit_attention, no_answer, take_over
+from tgt_glue.sg import SgDevice, SgNode
+from tgt_glue.sg_file import Answer
 from vscsi.target.base import (
     Attribute,
     DeliveryFailure,
@@ -33,17 +35,11 @@ from vscsi.target.buffers import Views, slice_views
 from vscsi.target.executor import Workers
 from vscsi.target.logical_unit import Implemented, LogicalUnit, Outcome
 from vscsi.target.primary import report_luns
-from vscsi.target.refusals import (
-    CAPACITY_CHANGED,
-    INVALID_FIELD_IN_CDB,
-    LOGICAL_UNIT_NOT_SUPPORTED,
-)
+from vscsi.target.refusals import CAPACITY_CHANGED, INVALID_FIELD_IN_CDB
 from vscsi.wire.cdb import Cdb, build, lookup, named
 from vscsi.wire.errors import SetupError
-from vscsi.wire.formats import parse
 from vscsi.wire.opcodes import COMMANDS, Command, DeviceType, Direction
-from vscsi.wire.parameters import ReadCapacity10, ReadCapacity16
-from vscsi.wire.sense import Sense, SenseKey, parse_sense
+from vscsi.wire.sense import Sense, parse_sense
 
 _log = logging.getLogger(__name__)
 
@@ -51,24 +47,6 @@ DEPTH = 32
 TIMEOUT_S = 30.0
 """Of one command, as Linux' disk driver has it."""
 
-_HOST_FAILURES = {
-    1: DeliveryFailure.GONE,  # DID_NO_CONNECT
-    3: DeliveryFailure.TIMED_OUT,  # DID_TIME_OUT
-    4: DeliveryFailure.GONE,  # DID_BAD_TARGET
-}
-_ERRNO_FAILURES = {
-    errno.ENODEV: DeliveryFailure.GONE,
-    errno.ENXIO: DeliveryFailure.GONE,
-    errno.ETIMEDOUT: DeliveryFailure.TIMED_OUT,
-}
-_SENSES = {
-    DeliveryFailure.GONE: LOGICAL_UNIT_NOT_SUPPORTED,
-    DeliveryFailure.TIMED_OUT: Sense(SenseKey.ABORTED_COMMAND, 0x08, 0x01),
-    DeliveryFailure.FAILED: Sense(SenseKey.ABORTED_COMMAND, 0x08, 0x00),
-}
-"""For protocols without words for it: LOGICAL UNIT COMMUNICATION FAILURE, or TIME-OUT."""
-_NO_DRIVER_ERROR = (0, 8)  # DRIVER_OK, DRIVER_SENSE
-_UNKNOWN_LAST_LBA = 0xFFFF_FFFF
 _ATTENTIONS = 8
 """Unit attentions that `rescan` takes in before it gives up."""
 
@@ -187,7 +165,7 @@ class LioUnit(LogicalUnit):
                         self.attentions.establish(CAPACITY_CHANGED)
                     return
                 sense = parse_sense(found.sense)
-                if sense is None or sense.key != SenseKey.UNIT_ATTENTION:
+                if sense is None or not is_unit_attention(found):
                     return
                 self.attentions.establish(sense)  # it was meant for an initiator
 
@@ -216,7 +194,7 @@ class LioUnit(LogicalUnit):
         """Have LIO execute a command; cdb: None if no table has it."""
         device = self._devices.get(task.nexus)
         if device is None:
-            return _no_answer(task, DeliveryFailure.GONE)
+            return no_answer(task, DeliveryFailure.GONE)
         try:
             planned = self._plan(device, task, cdb)
             if isinstance(planned, Answer):
@@ -231,13 +209,12 @@ class LioUnit(LogicalUnit):
                     all_or_nothing=planned.all_or_nothing,
                     **_data(task, planned.direction, piece.offset, piece.length),
                 )
-                if not _is_good(answer):
+                if not is_good(answer):
                     return self._refused(task, answer)
                 arrived += answer.arrived
         except OSError as error:
             _log.warning("%s: %s", task.nexus, error)
-            failure = _ERRNO_FAILURES.get(error.errno or 0, DeliveryFailure.FAILED)
-            return _no_answer(task, failure)
+            return no_answer(task, failure_of(error))
         if cdb is not None and cdb.row in _RESERVES:
             self._reserved.add(task.nexus)
         if cdb is not None and cdb.row in _REGISTERS:
@@ -258,38 +235,16 @@ class LioUnit(LogicalUnit):
 
     def _ask_geometry(self, device: SgDevice) -> Geometry | Answer:
         """Ask for the unit's size and remember it; OSError as `SgDevice.execute`."""
-        for cdb, form in _CAPACITIES:
-            data = bytearray(form.sizeof())
-            answer = device.execute(
-                cdb, timeout_s=self.timeout_s, into=[memoryview(data)], wanted=len(data)
-            )
-            if not _is_good(answer):
-                return answer
-            told = parse(form, bytes(data), "capacity")
-            if not told.block_length:
-                raise OSError(errno.EIO, "the unit tells no block size")
-            if told.last_lba != _UNKNOWN_LAST_LBA:
-                break
-        self._geometry = Geometry(told.last_lba + 1, told.block_length)
-        return self._geometry
+        found = ask_geometry(device, self.timeout_s)
+        if isinstance(found, Geometry):
+            self._geometry = found
+        return found
 
     def _refused(self, task: Task, answer: Answer) -> Status | Sense:
         """Take over an outcome that is not GOOD: no data came with it."""
-        if answer.host_status:
-            failure = _HOST_FAILURES.get(answer.host_status, DeliveryFailure.FAILED)
-            return _no_answer(task, failure)
-        try:
-            status = Status(answer.status)
-        except ValueError:
-            status = Status.GOOD
-        if status is Status.GOOD:  # the driver's error
-            return _no_answer(task, DeliveryFailure.FAILED)
-        if status is Status.CHECK_CONDITION:
-            task.sense = answer.sense
-            sense = parse_sense(answer.sense)
-            if sense is not None and sense.key == SenseKey.UNIT_ATTENTION:
-                self._geometry = None  # another medium, perhaps, or another size
-        return status
+        if is_unit_attention(answer):
+            self._geometry = None  # another medium, perhaps, or another size
+        return take_over(task, answer)
 
 
 def _forward(unit: LioUnit, task: Task, cdb: Cdb) -> Outcome:
@@ -327,23 +282,6 @@ _REGISTERS = (
     named("PERSISTENT RESERVE OUT REGISTER"),
     named("PERSISTENT RESERVE OUT REGISTER AND IGNORE EXISTING KEY"),
 )
-_CAPACITIES = (
-    (build("READ CAPACITY(10)"), ReadCapacity10),
-    (build("READ CAPACITY(16)", allocation_length=32), ReadCapacity16),
-)
-
-
-def _is_good(answer: Answer) -> bool:
-    return (
-        answer.status == Status.GOOD
-        and not answer.host_status
-        and answer.driver_status in _NO_DRIVER_ERROR
-    )
-
-
-def _no_answer(task: Task, failure: DeliveryFailure) -> Sense:
-    task.delivery_failure = failure
-    return _SENSES[failure]
 
 
 class _Data(TypedDict, total=False):

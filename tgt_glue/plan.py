@@ -11,6 +11,7 @@ from tgt_glue.backing import Backing
 from tgt_glue.configfs import State, Storage, Unit
 from tgt_glue.kernel import KernelLog
 from tgt_glue.steps import (
+    Abandon,
     Attach,
     Detach,
     DropShell,
@@ -87,14 +88,22 @@ def to_detach(unit: Unit, initiator: str, *, force: bool) -> list[Step]:
     return [Detach(unit.name, unit.storage.plugin, attachment, force)]
 
 
-def to_remove(unit: Unit, *, force: bool) -> list[Step]:
-    """Return the steps that leave nothing of a unit but its file or device; raises SetupError."""
+def to_remove(unit: Unit, *, force: bool, let_go: Step | None = None) -> list[Step]:
+    """Return the steps that leave nothing of a unit but its file or device; raises SetupError.
+
+    let_go: ends the serving of a user-backed unit, when nobody is attached any more; without it,
+    nobody serves.
+    """
     for user in unit.users:
         raise _used("remove", unit, user)
     steps: list[Step] = []
     if unit.storage is not None:
         plugin = unit.storage.plugin
+        if plugin == "user" and let_go is None:
+            steps.append(Abandon(unit.name, unit.storage, unit.attachments))
         steps += [Detach(unit.name, plugin, each, force) for each in unit.attachments]
+    if let_go is not None:
+        steps.append(let_go)
     steps += [DropShell(place) for place in unit.shells]
     if unit.storage is not None:
         steps.append(RemoveStorage(unit.storage))

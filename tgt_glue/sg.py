@@ -17,7 +17,6 @@ import errno
 import fcntl
 import mmap
 import os
-import select
 import struct
 import threading
 from collections import deque
@@ -27,7 +26,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vscsi.target.buffers import Views, address, gather, length, scatter
+from tgt_glue.sg_file import (
+    DIRECT_IO,
+    FROM_DEVICE,
+    MAX_IOVEC,
+    MMAP_IO,
+    NO_DATA,
+    TO_DEVICE,
+    Answer,
+    SgFile,
+    runs,
+)
+from vscsi.target.buffers import Views, gather, length, scatter
 from vscsi.wire.errors import SetupError
 
 GRACE_S = 5.0
@@ -40,34 +50,10 @@ _SG_SET_RESERVED_SIZE, _SG_GET_RESERVED_SIZE = 0x2275, 0x2272
 _SG_GET_SCSI_ID, _SG_GET_SG_TABLESIZE, _SG_SCSI_RESET = 0x2276, 0x227F, 0x2284
 _BLKSECTGET = 0x1267  # in bytes, of an sg node
 _RESET_DEVICE_NO_ESCALATE = 0x101
-_TO_DEVICE, _FROM_DEVICE, _NO_DATA = -2, -3, -1
-_DIRECT_IO, _MMAP_IO, _AT_TAIL = 0x01, 0x04, 0x10
-# struct sg_io_hdr; "0P" pads it to the alignment of its pointers.
-_HEADER = struct.Struct("@iiBBHIPPPIIiPBBBBHHiII0P")
 _SCSI_ID = struct.Struct("@iiiiihhii")
 _ALIGNMENT = 4  # of direct I/O: what the SCSI layer asks for where a host asks for nothing
-_MAX_IOVEC = 1024
 _PAGE = mmap.PAGESIZE
-
-# What the kernel reads and writes beside a command's data, in memory of ours that stays put.
-_CDB_AT, _SENSE_AT, _IOVEC_AT = 0, 256, 512
-_SENSE_BYTES = 252
-_CONTROL_BYTES = _IOVEC_AT + _MAX_IOVEC * struct.calcsize("@PP")
 _SMALL_RESERVE = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the kernel says of a command."""
-
-    status: int
-    """The SCSI status, as sent."""
-    host_status: int
-    """Why there is none (DID_* of the kernel), or 0."""
-    driver_status: int
-    sense: bytes
-    arrived: int
-    """Bytes of data-in that came with a status of GOOD."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +143,11 @@ class SgDevice:
         self.staged_bytes = 0
         """Copied here: all data-in but what came by direct I/O."""
         self._node = node
-        self._idle: deque[_File] = deque()
-        self._lost: list[_File] = []
+        self._idle: deque[SgFile] = deque()
+        self._lost: list[SgFile] = []
         self._lock = threading.Lock()
         try:
-            file = _File(node.open())
+            file = SgFile(node.open())
             self._idle.append(file)
             self.traits = node.traits(file.descriptor)
         except OSError as error:
@@ -239,17 +225,17 @@ class SgDevice:
         for file in files:
             file.close()
 
-    def _take(self, wanted: int) -> "_File":
+    def _take(self, wanted: int) -> SgFile:
         """Return a file without a command, whose reserve buffer holds what is wanted."""
         try:
             file = self._idle.pop()
         except IndexError:
-            file = _File(self._node.open())
+            file = SgFile(self._node.open())
         if wanted <= file.room:
             return file
         if file.room:  # a reserve buffer that is mapped stays as it is
             file.close()
-            file = _File(self._node.open())
+            file = SgFile(self._node.open())
         size = _SMALL_RESERVE if wanted <= _SMALL_RESERVE else self.traits.max_bytes
         try:
             file.reserve = self._node.reserve(file.descriptor, min(size, self.traits.max_bytes))
@@ -260,7 +246,7 @@ class SgDevice:
 
     def _fill(
         self,
-        file: "_File",
+        file: SgFile,
         cdb: bytes,
         timeout_s: float,
         out: Views,
@@ -269,28 +255,28 @@ class SgDevice:
         all_or_nothing: bool,
     ) -> bool:
         """Prepare a file's header; return whether the kernel will write to `into` itself."""
-        count = length(out)
         if wanted:
             pieces = runs(into) if self._node.direct_io and all_or_nothing else []
             direct = self._is_direct(pieces) and pieces[0][1] == wanted
-            flags = _DIRECT_IO if direct else _MMAP_IO
+            flags = DIRECT_IO if direct else MMAP_IO
             pointer = pieces[0][0] if direct else 0
-            file.fill(cdb, _FROM_DEVICE, wanted, pointer, 0, flags, timeout_s)
+            file.fill(cdb, FROM_DEVICE, wanted, pointer, 0, flags, timeout_s)
             return direct
+        count = length(out)
         if not count:
-            file.fill(cdb, _NO_DATA, 0, 0, 0, 0, timeout_s)
+            file.fill(cdb, NO_DATA, 0, 0, 0, 0, timeout_s)
             return False
         pieces = runs(out)
-        if len(pieces) > _MAX_IOVEC:
+        if len(pieces) > MAX_IOVEC:
             file.copy = gather(out, count)
             self.staged_bytes += count
             pieces = runs([memoryview(file.copy)])
         if len(pieces) == 1:
-            flags = _DIRECT_IO if self._node.direct_io and self._is_direct(pieces) else 0
-            file.fill(cdb, _TO_DEVICE, count, pieces[0][0], 0, flags, timeout_s)
+            flags = DIRECT_IO if self._node.direct_io and self._is_direct(pieces) else 0
+            file.fill(cdb, TO_DEVICE, count, pieces[0][0], 0, flags, timeout_s)
         else:
-            file.put_iovec(pieces)
-            file.fill(cdb, _TO_DEVICE, count, file.address + _IOVEC_AT, len(pieces), 0, timeout_s)
+            pointer = file.put_iovec(pieces)
+            file.fill(cdb, TO_DEVICE, count, pointer, len(pieces), 0, timeout_s)
         return False
 
     def _is_direct(self, pieces: Sequence[tuple[int, int]]) -> bool:
@@ -310,104 +296,6 @@ class SgDevice:
                     file.wait(0)
                     self._lost.remove(file)
                     self._idle.append(file)
-
-
-class _File:
-    """An open file of a node, for one command at a time."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.header = bytearray(_HEADER.size)
-        self.reserve: mmap.mmap | None = None
-        self.copy = b""
-        """Data-out that had to be copied: kept until the kernel has it."""
-        self._control = mmap.mmap(-1, _CONTROL_BYTES)
-        self.address = address(memoryview(self._control))
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLIN)
-
-    @property
-    def room(self) -> int:
-        """Bytes of the reserve buffer."""
-        return len(self.reserve) if self.reserve is not None else 0
-
-    def put_iovec(self, pieces: Sequence[tuple[int, int]]) -> None:
-        """Lay out struct sg_iovec entries."""
-        flat = [word for piece in pieces for word in piece]
-        struct.pack_into(f"@{len(flat)}P", self._control, _IOVEC_AT, *flat)
-
-    def fill(
-        self,
-        cdb: bytes,
-        direction: int,
-        count: int,
-        pointer: int,
-        iovecs: int,
-        flags: int,
-        timeout_s: float,
-    ) -> None:
-        """Lay out the header for one command."""
-        self._control[_CDB_AT : _CDB_AT + len(cdb)] = cdb
-        _HEADER.pack_into(
-            self.header,
-            0,
-            ord("S"),
-            direction,
-            len(cdb),
-            _SENSE_BYTES,
-            iovecs,
-            count,
-            pointer,
-            self.address + _CDB_AT,
-            self.address + _SENSE_AT,
-            int(timeout_s * 1000),
-            flags | _AT_TAIL,
-            *[0] * 11,
-        )
-
-    def wait(self, limit_s: float | None) -> None:
-        """Have the answer in the header; OSError if there is none, TimeoutError if none yet."""
-        if not self._poll.poll(None if limit_s is None else limit_s * 1000):
-            raise TimeoutError(errno.ETIMEDOUT, "the kernel does not end the command")
-        try:
-            os.readv(self.descriptor, (self.header,))
-        except BlockingIOError as error:  # what woke us was the device leaving, with the command
-            if limit_s is not None:
-                raise OSError(errno.ENODEV, "the device left while it had a command") from error
-            os.set_blocking(self.descriptor, True)
-            os.readv(self.descriptor, (self.header,))
-        self.copy = b""
-
-    def answer(self, wanted: int) -> Answer:
-        """Return what the header says; the kernel's counts are not trusted to be in range."""
-        (*_, status, _, _, sense_length, host, driver, residual, _, _) = _HEADER.unpack(self.header)
-        arrived = wanted - min(max(residual, 0), wanted) if status == host == 0 else 0
-        sense_length = min(sense_length, _SENSE_BYTES)
-        sense = self._control[_SENSE_AT : _SENSE_AT + sense_length]
-        return Answer(status, host, driver, sense, arrived)
-
-    def reserved(self, count: int) -> memoryview:
-        """Return the first bytes of the reserve buffer."""
-        return memoryview(self.reserve or b"")[:count]
-
-    def close(self) -> None:
-        """Close the file: the kernel keeps what it needs for a command that it still has."""
-        os.close(self.descriptor)
-
-
-def runs(views: Views) -> list[tuple[int, int]]:
-    """Return (address, length) of each run of memory that a list is made of."""
-    pieces: list[tuple[int, int]] = []
-    for view in views:
-        if not len(view):
-            continue
-        start = address(view)
-        if pieces and sum(pieces[-1]) == start:
-            start, before = pieces.pop()
-            pieces.append((start, before + len(view)))
-        else:
-            pieces.append((start, len(view)))
-    return pieces
 
 
 def _get_int(descriptor: int, request: int) -> int:

@@ -6,6 +6,7 @@ All writing to configfs is rtslib's, but for a new target's nexus: rtslib would 
 
 import importlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any, Protocol
 from tgt_glue import names
 from tgt_glue.backing import Backing, check_free, in_use
 from tgt_glue.configfs import CONFIGFS, Attachment, Storage, read_state
-from tgt_glue.nodes import all_nodes
+from tgt_glue.nodes import all_nodes, set_state
+from tgt_glue.tcmu import is_served, reset_ring
 from vscsi.wire.errors import SetupError
 
 _MANY = 5
@@ -109,8 +111,22 @@ class MakeStorage:
             lib.BlockStorageObject(storage, backing.device, serial, index=index)
         elif backing.plugin == "ramdisk":
             lib.RDMCPStorageObject(storage, backing.size_bytes, serial, index=index)
+        elif backing.plugin == "user":
+            self._make_user(lib, storage, serial, index)
         else:
             lib.PSCSIStorageObject(storage, backing.device, index)
+
+    def _make_user(self, lib: Any, storage: str, serial: str, index: int) -> None:
+        """-1: the kernel asks no daemon (tcmu-runner) whether it knows such a device."""
+        options = f"hw_block_size={self.backing.block_bytes},nl_reply_supported=-1"
+        made = lib.UserBackedStorageObject(
+            storage, f"vscsi/{self.name}", self.backing.size_bytes, serial, None, options, index
+        )
+        try:
+            Path(made.path, "udev_path").write_text(self.backing.device)
+        except BaseException:
+            made.delete()
+            raise
 
     def undo(self) -> None:
         """Remove it."""
@@ -226,6 +242,32 @@ class Detach:
     def undo(self) -> None:
         """Make it again."""
         Attach(self.name, self.plugin, self.attachment.initiator).do()
+
+
+@dataclass
+class Abandon:
+    """Have a user-backed unit that nobody serves answer at once, with errors: what waits on its
+    ring would keep the kernel from removing it until it times out.
+    """
+
+    name: str
+    storage: Storage
+    attachments: Sequence[Attachment]
+
+    def describe(self) -> str:
+        """Return what it does."""
+        return f"fail the commands of {self.name}, which nobody serves"
+
+    def do(self) -> None:
+        """Take its disks offline, and end what waits; raises SetupError if a process serves it."""
+        if is_served(self.storage.path):
+            raise SetupError("remove", self.name, "`vscsi hba` serves it", "end that (Ctrl-C)")
+        for each in self.attachments:
+            set_state(each.hctl, "offline")
+        reset_ring(self.storage.path)
+
+    def undo(self) -> None:
+        """Nothing is lost with it: who serves the unit again sets its disks running."""
 
 
 @dataclass

@@ -83,7 +83,11 @@ def save(path: Path = SAVE_FILE) -> list[Unit]:
     """
     check_root()
     with exclusive():
-        whole = [unit for unit in read_state().units.values() if unit.storage and unit.whole]
+        found = read_state().units.values()
+        # Without `vscsi hba` that serves it, a user-backed one is nothing to restore.
+        whole = [
+            each for each in found if each.storage and each.whole and each.storage.plugin != "user"
+        ]
         store(path, whole)
     return whole
 

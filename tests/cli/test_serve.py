@@ -157,7 +157,12 @@ def test_hangup_reads_the_sizes_again(start, image, run):
 # What it refuses.
 
 REFUSALS = [
-    ("", "Missing argument 'IMAGE...'"),
+    ("--dir run", "Missing argument 'IMAGE...', or --lio NAME"),
+    ("--lio nothing --dir run", "find unit nothing: there is none"),
+    ("--lio a --lio-new ramdisk:1M --lio a --dir run", "unit a is named twice"),
+    ("--lio a --read-only --dir run", "--read-only goes with IMAGEs alone"),
+    ("--lio-new tape:1 --dir run", "'tape:1' is neither file:PATH nor ramdisk:SIZE"),
+    ("--lio-new file:missing.img --dir run", "missing.img: no such file"),
     ("disk.img", "Missing option '--dir'"),
     ("missing.img --dir run", "missing.img: No such file or directory"),
     (". --dir run", "neither a regular file nor a block device"),

@@ -180,7 +180,9 @@ def test_flush_and_fua_cross_as_such(cli, start, tmp_path):
 def test_a_read_only_unit_is_a_read_only_device(cli, start, tmp_path):
     served = Served(cli, start, tmp_path, "--read-only")
     for kind in PATHS:
-        assert json.loads(served.on(kind, 'nbdinfo --no-content --json "$uri"'))["exports"][0]["is_read_only"]
+        assert json.loads(served.on(kind, 'nbdinfo --no-content --json "$uri"'))["exports"][0][
+            "is_read_only"
+        ]
         assert served.fails_on(kind, qemu_io("write 0 512")).returncode != 0
 
 

@@ -253,7 +253,7 @@ def commands(draw):
 
 
 @settings(
-    max_examples=100,
+    max_examples=120,
     derandomize=True,
     phases=(Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from tgt_glue import sg
+from vscsi import connect
 from vscsi.target.base import (
     Attribute,
     DeliveryFailure,
@@ -17,6 +18,7 @@ from vscsi.target.base import (
     Status,
     Task,
 )
+from vscsi.transport.export import Export
 from vscsi.transport.hba import TransportError
 from vscsi.wire.cdb import build
 from vscsi.wire.errors import SetupError
@@ -420,3 +422,28 @@ def test_a_size_that_cannot_be_is_a_delivery_failure(make_setup, reply):
     hba = setup.hba()
     task = submit(setup, hba.nexus, build("READ(10)", blocks=1))
     assert task.delivery_failure is DeliveryFailure.FAILED
+
+
+# Over the rings.
+
+
+@pytest.mark.parametrize(
+    ("host", "vscsiif", "srp"),
+    [(1, "NO_CONNECT", "5/25/00"), (3, "TIME_OUT", "b/08/01"), (0xE, "ERROR", "b/08/00")],
+)
+def test_each_ring_has_its_word_for_a_delivery_failure(
+    make_setup, reply, tmp_path, host, vscsiif, srp
+):
+    unit = make_setup(executes({0x35: reply(host=host)}, reply)).router.remove(0)
+    export = Export(tmp_path, {0: unit})
+    export.start()
+    try:
+        with connect(f"srp:{tmp_path}") as hba:
+            hba.command(LUN, TEST_UNIT_READY)
+            assert code(hba.command(LUN, build("SYNCHRONIZE CACHE(10)"))) == srp
+        with connect(f"vscsiif:{tmp_path}") as hba:
+            hba.command(LUN, TEST_UNIT_READY)
+            with pytest.raises(TransportError, match=f"host status {vscsiif}"):
+                hba.command(LUN, build("SYNCHRONIZE CACHE(10)"))
+    finally:
+        export.stop()

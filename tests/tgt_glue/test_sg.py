@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from tgt_glue import sg
-from tgt_glue.sg import runs
+from tgt_glue.sg_file import runs
 from vscsi.wire.errors import SetupError
 
 READ_2 = bytes.fromhex("28000000000000000200")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vscsi.domain.base import DomainError, StoreError
 from vscsi.domain.keys import XenbusState
-from vscsi.domain.local import LocalGuest, LocalMessage
+from vscsi.domain.local import MAX_PORTS, LocalGuest, LocalMessage
 from vscsi.transport.backend import SPURIOUS_EVENTS
 from vscsi.wire.cdb import build
 from vscsi.wire.errors import WireError
@@ -239,8 +239,10 @@ def test_a_peer_that_stalls_notifications_does_not_stall_the_end(raw, server, ch
     os.set_blocking(writer, True)
     os.eventfd_write(writer, 0xFFFF_FFFF_FFFF_FFFE)
     disk.put(disk.layout.build_request(255))
-    end = server.end(disk.domain, "vbd")
-    while not end._lock.locked():
+    stalled = server.end(disk.domain, "vbd").connection.events._lock
+    while not stalled.locked():
+        checker()
+    for _ in range(3):  # and nobody else waits for it
         checker()
     disk.publish(XenbusState.CLOSING)
     disk.wait(XenbusState.CLOSING)
@@ -252,7 +254,7 @@ def test_a_peer_that_stalls_notifications_does_not_stall_the_end(raw, server, ch
 
 def test_event_channels_are_counted(server):
     guest = LocalGuest(server.directory)
-    channels = [guest.event_channel() for _ in range(256)]
+    channels = [guest.event_channel() for _ in range(MAX_PORTS)]
     with pytest.raises(StoreError):
         guest.event_channel()
     guest.ask(LocalMessage.CLOSE_EVENT_CHANNEL, str(channels[0].port).encode())
@@ -291,7 +293,7 @@ def test_counters_are_asked_for_while_connections_come_and_go(raw, server):
     def ask():
         while not stop.is_set():
             with contextlib.suppress(StoreError):  # ENOENT while nothing is connected
-                answers.append(disk.guest.ask(LocalMessage.STATISTICS, b"vbd"))
+                answers.append(disk.guest.ask(LocalMessage.STATISTICS, b"vbd 51712"))
 
     thread = threading.Thread(target=ask)
     thread.start()

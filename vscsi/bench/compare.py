@@ -15,7 +15,7 @@ from vscsi.bench.result import Comparison, PathResult
 from vscsi.bench.workload import Workload
 from vscsi.domain.base import DomainError
 from vscsi.transport.connect import connect
-from vscsi.transport.hba import Lun, ScsiError
+from vscsi.transport.hba import Hba, Lun, ScsiError
 from vscsi.transport.initiator import TransportError
 from vscsi.wire.errors import SetupError, WireError
 
@@ -72,16 +72,20 @@ class Wish:
 
 @contextmanager
 def opened(
-    units: Sequence[tuple[str, int]], wish: Wish, *, limit: Path | None = None
+    units: Sequence[tuple[str, int]],
+    wish: Wish,
+    *,
+    limit: Path | None = None,
+    connect: Callable[[str], Hba] = connect,
 ) -> Iterator[list[Load]]:
     """Connect paths, and offer a load for each, all with one workload on one range.
 
     units: URL and logical unit number of each. With `limit` the last load is that of bare system
-    calls on the file. Raises SetupError for what cannot be connected, or cannot take the workload.
-    Everything is closed at the end.
+    calls on the file. connect: what connects a path. Raises SetupError for what cannot be
+    connected, or cannot take the workload. Everything is closed at the end.
     """
     with ExitStack() as stack:
-        found = [(url, *unit(stack, url, number)) for url, number in units]
+        found = [(url, *unit(stack, url, number, connect)) for url, number in units]
         sizes = [(size, url) for url, _, size in found]
         if limit is not None:
             sizes.append((file_size(limit), str(limit)))
@@ -94,7 +98,7 @@ def opened(
         yield loads
 
 
-def unit(stack: ExitStack, url: str, number: int) -> tuple[Lun, int]:
+def unit(stack: ExitStack, url: str, number: int, connect: Callable[[str], Hba]) -> tuple[Lun, int]:
     """Connect a path; return its logical unit, past its unit attentions, and its size in bytes."""
     try:
         found = stack.enter_context(connect(url)).lun(number)

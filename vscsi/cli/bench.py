@@ -19,6 +19,7 @@ from vscsi.bench.load import Load
 from vscsi.bench.result import Comparison
 from vscsi.bench.table import table
 from vscsi.bench.workload import MODES, writes
+from vscsi.cli.lio_units import connect, is_lio_path
 from vscsi.cli.options import PathType, Size, lun_option, unit_path
 from vscsi.wire.errors import SetupError
 
@@ -26,8 +27,18 @@ MAX_DEPTH = 4096
 PIPE_WIDTH = 1000
 
 
+class BenchPathType(PathType):
+    """A path's URL, or a unit of the kernel's without a ring: lio:NAME, sg:/dev/sgN."""
+
+    def convert(
+        self, value: str, param: click.Parameter | None, context: click.Context | None
+    ) -> str:
+        """Return the value if it begins like one of them."""
+        return value if is_lio_path(value) else super().convert(value, param, context)
+
+
 @click.command(short_help="one workload over several paths")
-@click.argument("paths", metavar="PATH...", type=PathType(), nargs=-1, required=True)
+@click.argument("paths", metavar="PATH...", type=BenchPathType(), nargs=-1, required=True)
 @click.option(
     "--rw",
     "mode",
@@ -117,8 +128,9 @@ def bench(
     """Compare PATHs under one workload: rates, latencies, CPU time of both ends.
 
     A PATH is srp:DIR, vscsiif:DIR or blkif:DIR, where `vscsi serve` serves DIR, or call:IMAGE,
-    the same target without a ring. Options have fio's names. A closed loop keeps --iodepth
-    commands outstanding on one path at a time; paths take turns.
+    the same target without a ring. lio:NAME (a unit of `vscsi lio`) and sg:/dev/sgN send to the
+    kernel what a ring's backend would send, without a ring. Options have fio's names. A closed
+    loop keeps --iodepth commands outstanding on one path at a time; paths take turns.
 
     Exit status: 0; 1 if a command or a path failed meanwhile (the rest is shown); 2 if it could
     not begin.
@@ -135,12 +147,12 @@ def bench(
         mode, bs, iodepth, offset, size, 50 if rwmixread is None else rwmixread, seed
     )
     # LUN 0 needs no translation, and the path keeps the name that it was given.
-    units = [unit_path(path, lun) if lun else (path, 0) for path in paths]
+    units = [unit_path(path, lun) if lun and not is_lio_path(path) else (path, 0) for path in paths]
     schedule = engine.Schedule(rounds, runtime, ramp_time)
     with (
         writer(json_file) as out,
         Interruptible() as interrupt,
-        engine.opened(units, wish, limit=limit) as loads,
+        engine.opened(units, wish, limit=limit, connect=connect) as loads,
     ):
         interrupt.loads = loads
         with progress(len(loads) * rounds * (ramp_time + runtime / rounds), interrupt) as step:

@@ -26,6 +26,7 @@ VERBS = {
     "inq": "show a logical unit's INQUIRY data and VPD pages",
     "cdb": "send any CDB",
     "nbd": "export a logical unit as an NBD block device",
+    "hba": "give this machine's kernel a disk over any path",
     "lio": "make units of the kernel's own SCSI target",
     "bench": "one workload over several paths",
     "capture": "record what crosses the rings, and show it",

@@ -1,35 +1,44 @@
 # SPDX-License-Identifier: MIT
-"""`vscsi serve`: disk images as logical units, over all three rings, in one directory."""
+"""`vscsi serve`: images and units of LIO, over all three rings, in one directory."""
 
-import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 
 import click
 
-from vscsi import __version__
+from tgt_glue.backing import Backing
 from vscsi.capture.live import LiveCaptures
 from vscsi.capture.writer import CaptureWriter
+from vscsi.cli.lio_units import NewUnit, make, open_unit
 from vscsi.cli.options import json_option
-from vscsi.cli.output import print_json, size_text
-from vscsi.target.disk import Disk
-from vscsi.target.stores.base import Store
-from vscsi.target.stores.file import FileStore
-from vscsi.target.stores.open import open_store
+from vscsi.cli.served import APPLICATION, Served, announce, flush, open_image, read_sizes
 from vscsi.transport.export import Export
 from vscsi.wire.blkif import LAYOUTS, NATIVE
 from vscsi.wire.errors import SetupError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MAX_WORKERS = 256
-_APPLICATION = f"vscsi {__version__}"
 
 
 @click.command(short_help="serve disk images over all rings in a directory")
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1)
+@click.option(
+    "--lio",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="Serve a unit that `vscsi lio create` made; may be given several times.",
+)
+@click.option(
+    "--lio-new",
+    "new_units",
+    type=NewUnit(),
+    multiple=True,
+    help="Make a unit of LIO, serve it, and remove it at the end; may be given several times.",
+)
 @click.option(
     "--dir",
     "directory",
@@ -74,6 +83,8 @@ _APPLICATION = f"vscsi {__version__}"
 @json_option
 def serve(
     images: Sequence[str],
+    names: Sequence[str],
+    new_units: Sequence[tuple[str, Backing]],
     directory: Path,
     block_size: str,
     read_only: bool,
@@ -86,6 +97,10 @@ def serve(
 ) -> None:
     """Serve each IMAGE as a logical unit (LUN 0, 1, ...) over SRP, vscsiif and blkif.
 
+    Units of LIO, the kernel's own target, come after the images: those of --lio, then of --lio-new,
+    which are called after their file, or ramdisk-SIZE. blkif goes to the same unit's file, or to
+    its block device (`modprobe sd_mod`); without one there is no vbd.
+
     IMAGE is a raw image file, a block device, memory:SIZE (lost at the end) or null:SIZE (reads
     as zeros, forgets writes); SIZE takes K, M, G or T. blkif has one virtual disk an image.
 
@@ -96,21 +111,34 @@ def serve(
     \b
     vscsi serve disk.img --dir run
     vscsi serve --block-size 4096 --capture all.pcapng a.img memory:1G --dir run
+    vscsi serve --lio disk0 --lio-new ramdisk:64M --dir run
     """
+    _check_asked(images, names, new_units, read_only=read_only)
     # Blocked before there are threads, so that only `sigwait` below gets them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     with ExitStack() as files, ExitStack() as service:
         # Before anything else is opened, and could be what that number stands for.
         ready = files.enter_context(_open_ready(ready_fd)) if ready_fd is not None else None
-        disks: dict[int, Disk] = {}
-        for number, image in enumerate(images):
-            store = open_store(image, readonly=read_only, direct=direct)
-            files.callback(store.close)
-            identity = os.path.realpath(image) if isinstance(store, FileStore) else None
-            disks[number] = Disk(store, block_size=int(block_size), identity=identity)
-        files.callback(_flush, disks, images)
-        export = Export(directory, disks, workers=workers, blkif_layout=LAYOUTS[blkif_layout])
-        live = LiveCaptures(export, _APPLICATION)
+        units: list[Served] = []
+        for image in images:
+            served = open_image(
+                image, block_size=int(block_size), readonly=read_only, direct=direct
+            )
+            if served.disk is not None:
+                files.callback(served.disk.store.close)
+            units.append(served)
+        for name, backing in new_units:
+            make(files, name, backing)
+        units += [open_unit(files, name) for name in (*names, *(name for name, _ in new_units))]
+        files.callback(flush, units)
+        export = Export(
+            directory,
+            {number: each.unit for number, each in enumerate(units)},
+            vbds={number: each.disk for number, each in enumerate(units) if each.disk is not None},
+            workers=workers,
+            blkif_layout=LAYOUTS[blkif_layout],
+        )
+        live = LiveCaptures(export, APPLICATION)
         service.callback(live.close)
         service.callback(export.stop)
         export.start()
@@ -118,18 +146,36 @@ def serve(
             writer = _open_capture(capture, images)
             files.callback(_close_capture, writer, capture)
             export.tap.add(writer)
-        _announce(directory, images, disks, capture, as_json)
+        announce(directory, units, capture, as_json=as_json)
         if ready is not None:
             _tell_ready(ready, directory)
         while signal.sigwait(_SIGNALS) == signal.SIGHUP:
-            _read_sizes(disks, images)
+            read_sizes(units)
+
+
+def _check_asked(
+    images: Sequence[str],
+    names: Sequence[str],
+    new_units: Sequence[tuple[str, Backing]],
+    *,
+    read_only: bool,
+) -> None:
+    """Refuse command lines that name nothing, something twice, or what cannot be."""
+    lio_names = [*names, *(name for name, _ in new_units)]
+    if not images and not lio_names:
+        raise click.UsageError("Missing argument 'IMAGE...', or --lio NAME")
+    twice = next((name for name in lio_names if lio_names.count(name) > 1), None)
+    if twice is not None:
+        raise click.UsageError(f"unit {twice} is named twice")
+    if read_only and lio_names:
+        raise click.UsageError("--read-only goes with IMAGEs alone, not with units of LIO")
 
 
 def _open_capture(path: Path, images: Sequence[str]) -> CaptureWriter:
     try:
         if any(Path(image).exists() and path.exists() and path.samefile(image) for image in images):
             raise SetupError("capture to", str(path), "it is a served image", "name another file")
-        return CaptureWriter(path.open("wb", buffering=0), _APPLICATION)
+        return CaptureWriter(path.open("wb", buffering=0), APPLICATION)
     except OSError as error:
         raise SetupError(
             "capture to", str(path), error.strerror or str(error), "name another file"
@@ -142,16 +188,6 @@ def _close_capture(writer: CaptureWriter, path: Path) -> None:
         click.echo(f"vscsi serve: {path} is not complete: {writer.error.strerror}", err=True)
     elif writer.dropped:
         click.echo(f"vscsi serve: {path} lacks {writer.dropped} messages", err=True)
-
-
-def _flush(disks: Mapping[int, Disk], images: Sequence[str]) -> None:
-    """Put everything on stable storage; what fails is said, and the others are flushed."""
-    for number, disk in disks.items():
-        try:
-            disk.store.flush()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            click.echo(f"vscsi serve: cannot flush {images[number]}: {reason}", err=True)
 
 
 def _open_ready(descriptor: int) -> FileIO:
@@ -172,74 +208,3 @@ def _tell_ready(ready: FileIO, directory: Path) -> None:
 def _bad_ready(error: OSError) -> SetupError:
     reason = error.strerror or str(error)
     return SetupError("write to", "--ready-fd", reason, "pass an open descriptor: 3>ready")
-
-
-def _read_sizes(disks: Mapping[int, Disk], images: Sequence[str]) -> None:
-    """Take over the size of each image that has changed, as far as it is whole blocks."""
-    for number, disk in disks.items():
-        store: Store = disk.store
-        if not isinstance(store, FileStore):
-            continue
-        before = disk.blocks
-        try:
-            store.refresh()
-        except (OSError, SetupError) as error:
-            click.echo(f"vscsi serve: {error}", err=True)
-            continue
-        if store.size_bytes // disk.block_size != before:
-            disk.resize()
-            old, new = (size_text(blocks * disk.block_size) for blocks in (before, disk.blocks))
-            click.echo(f"vscsi serve: LUN {number} ({images[number]}): {old} -> {new}", err=True)
-
-
-def _announce(
-    directory: Path,
-    images: Sequence[str],
-    disks: Mapping[int, Disk],
-    capture: Path | None,
-    as_json: bool,
-) -> None:
-    """Say what is served, and how to look at it."""
-    if as_json:
-        print_json(
-            {
-                "ready": True,
-                "directory": str(directory),
-                "paths": [f"{kind}:{directory}" for kind in ("srp", "vscsiif", "blkif")],
-                "units": [
-                    {
-                        "lun": number,
-                        "image": images[number],
-                        "size_bytes": disk.blocks * disk.block_size,
-                        "block_bytes": disk.block_size,
-                        "read_only": disk.write_protected,
-                        "serial": disk.serial_number,
-                        "blkif": f"blkif:{directory}?disk={number}",
-                    }
-                    for number, disk in disks.items()
-                ],
-                "capture": str(capture) if capture else None,
-                "pid": os.getpid(),
-            }
-        )
-        return
-    width = max(map(len, images))
-    lines = [f"{_APPLICATION}, process {os.getpid()}"]
-    for number, disk in disks.items():
-        size = size_text(disk.blocks * disk.block_size)
-        mode = "read-only" if disk.write_protected else "writable"
-        lines.append(
-            f"  LUN {number}  {images[number]:{width}}  {size:>9}  "
-            f"{disk.block_size}-byte blocks  {mode}"
-        )
-    lines += [
-        f"  paths  srp:{directory}  vscsiif:{directory}  blkif:{directory}",
-        *([f"  capture  {capture}"] if capture else []),
-        "Look at it from another terminal:",
-        f"  vscsi ls srp:{directory}",
-        f"  vscsi nbd blkif:{directory} --socket nbd.sock",
-        f"  XENSTORED_RUNDIR={directory} xenstore-ls",
-        "Ctrl-C ends it; SIGHUP reads the sizes of the images again.",
-        f"ready: serving {directory}",
-    ]
-    click.echo("\n".join(lines))

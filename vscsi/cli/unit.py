@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from vscsi.cli.options import unit_path
 from vscsi.domain.base import PAGE_SIZE
+from vscsi.transport.blkif.frontend import FIRST_VBD
 from vscsi.transport.blkif.initiator import BlkifInitiator
 from vscsi.transport.connect import connect
+from vscsi.transport.export import VBD_STEP
 from vscsi.transport.hba import Hba, Lun, ScsiError
 from vscsi.wire import cdb as cdbs
 from vscsi.wire.errors import WireError
@@ -109,8 +111,8 @@ def look_at_all(path: str) -> Iterator[Unit]:
     """Ask every logical unit behind a path: those of REPORT LUNS, over blkif every disk."""
     with connect(path) as hba:
         yield from _units(hba)
-        disks = _disks(hba) if unit_path(path, 0)[0] != path else 0
-    for number in range(1, disks):
+        disks = _disks(hba) if unit_path(path, 0)[0] != path else []
+    for number in disks:
         with connect(unit_path(path, number)[0]) as hba:
             for unit in _units(hba):
                 yield replace(unit, number=number)
@@ -148,12 +150,14 @@ def longest_transfer(hba: Hba, lun: Lun) -> int:
     return max(longest // block, 1) * block
 
 
-def _disks(hba: Hba) -> int:
-    """Return how many disks a domain has been given."""
+def _disks(hba: Hba) -> list[int]:
+    """Return the numbers of the disks that a domain has been given, but for the first."""
     if not isinstance(hba.initiator, BlkifInitiator):
-        return 0
+        return []
     guest = hba.initiator.guest
-    return len(guest.store.directory(f"/local/domain/{guest.domain}/device/vbd"))
+    handles = guest.store.directory(f"/local/domain/{guest.domain}/device/vbd")
+    numbers = sorted((int(handle) - FIRST_VBD) // VBD_STEP for handle in handles)
+    return [number for number in numbers if number]
 
 
 def _units(hba: Hba) -> Iterator[Unit]:

@@ -16,7 +16,7 @@ class EventChannel:
 
     The peer holds the same two open files and can clear their O_NONBLOCK, so nothing rests on it
     in `clear`. A write has no such way out: a peer that also fills the counter can stall `notify`
-    on its own channel until `close`.
+    until `close`: so it is called where nobody else has to wait for it.
     """
 
     def __init__(self, port: int, incoming_fd: int, outgoing_fd: int) -> None:

@@ -26,8 +26,8 @@ from vscsi.wire.errors import SetupError, WireError
 
 SOCKET_NAME = "socket"
 """The socket in a served directory: where Xen's tools look for it, too."""
-MAX_PORTS = 256
-"""Event channels of one domain."""
+MAX_PORTS = 64
+"""Event channels of a domain that nobody has bound; each is two descriptors of the server's."""
 MAX_DOMAINS = 64
 """Domains at a time: each may map its memory into the server."""
 FIRST_RESERVED_DOMAIN = 0x7FF0
@@ -41,7 +41,8 @@ class LocalMessage(IntEnum):
 
     ATTACH: a memfd comes with it; the reply is the new domain's id. EVENT_CHANNEL: the reply is a
     port, and two eventfds: to wait for and to signal. CLOSE_EVENT_CHANNEL: payload is the port.
-    CAPTURE: `vscsi.capture.live`. STATISTICS: payload is a device's kind; the reply is JSON.
+    CAPTURE: `vscsi.capture.live`. STATISTICS: payload is a device's
+    kind and handle ("vbd 51712"); the reply is JSON.
     """
 
     ATTACH = EXTENSION_FIRST
@@ -156,6 +157,9 @@ class LocalHost:
         except (WireError, ValueError) as error:
             _log.debug("domain %d: %s", connection.domain, error)
             raise StoreError("EINVAL") from error
+        except OSError as error:  # no descriptor is left
+            _log.warning("domain %d: %s", connection.domain, error)
+            raise StoreError("ENOSPC") from error
         for message, answer in self.answers.items():
             if message == kind:
                 return answer(connection.domain, payload)

@@ -60,6 +60,11 @@ class UnitAttentions:
         for observer in observers:
             observer(condition, told)
 
+    def pending(self, nexus: Nexus) -> bool:
+        """Tell whether there is a condition to report."""
+        with self._lock:
+            return bool(self._pending.get(nexus))
+
     def take(self, nexus: Nexus) -> Sense | None:
         """Return the condition to report next, which is thereby cleared (UA_INTLCK=00b)."""
         with self._lock:

@@ -3,10 +3,10 @@
 
 import hashlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from vscsi.target import blocks, disk_inquiry, provisioning
-from vscsi.target.base import Status, Task
+from vscsi.target.base import Function, Management, ServiceResponse, Status, Task
 from vscsi.target.exclusion import SharedLock
 from vscsi.target.logical_unit import LogicalUnit, Outcome
 from vscsi.target.mode_commands import MODE_COMMANDS
@@ -111,10 +111,23 @@ class Disk(LogicalUnit):
         self.blocks = self.store.size_bytes // self.block_size
         self.attentions.establish(CAPACITY_CHANGED)
 
+    def managed(self, request: Management, affected: Sequence[Task]) -> ServiceResponse:
+        """Reset, if asked to: a write cache that this switches off is emptied."""
+        response = super().managed(request, affected)
+        reset = request.function is Function.LOGICAL_UNIT_RESET
+        if reset and self.flush_if_write_through() is not None:
+            return ServiceResponse.FAILED
+        return response
+
     def reset(self) -> None:
         """Return to the state after power on."""
         self._started = True
         super().reset()
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes that the store staged since it was opened, for whomever."""
+        return self.store.staged_bytes
 
     @property
     def write_protected(self) -> bool:

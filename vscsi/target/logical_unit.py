@@ -110,6 +110,11 @@ class LogicalUnit:
         """Return what REQUEST SENSE tells when no unit attention is pending."""
         return NO_SENSE
 
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes copied on their way because buffers could not be used as they were."""
+        return 0
+
     # What the router calls.
 
     def attach(self, nexus: Nexus) -> None:

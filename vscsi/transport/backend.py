@@ -85,7 +85,8 @@ class RingBackend(ABC):
         self._cpu_clock: int | None = None
         self._wake = -1
         self._stopping = False
-        self._in_batch = False
+        self._fail_lock = threading.Lock()
+        self._ring_thread = 0
         # The batch that is being handled, for the tap:
         self._taken_ns = 0
         self._first_index = 0
@@ -131,10 +132,9 @@ class RingBackend(ABC):
         self.connection = connection
         self._cpu_clock = None
         name = f"{self.kind}-{self.peer.domain}-{self.device}"
-        self._thread = threading.Thread(
-            target=self._serve, args=(connection,), name=name, daemon=True
-        )
-        self._thread.start()
+        thread = threading.Thread(target=self._serve, args=(connection,), name=name, daemon=True)
+        thread.start()
+        self._thread = thread
         return properties
 
     def connected(self, _frontend: Reader) -> Keys:
@@ -148,17 +148,21 @@ class RingBackend(ABC):
     def disconnect(self) -> None:
         """Stop serving, and give back everything, also what an `attach` that failed has taken."""
         connection, thread = self.connection, self._thread
-        if connection is not None and thread is not None:
-            self._stopping = True
-            os.eventfd_write(self._wake, 1)
-            connection.events.close()  # a notification that the frontend stalls goes on
-            thread.join()
-            self.quiesce()
+        self._stopping = True
+        try:
+            if connection is not None:
+                os.eventfd_write(self._wake, 1)
+                connection.events.close()  # a notification that the frontend stalls goes on
+                if thread is not None:
+                    thread.join()
+                self.quiesce()
+                with self._lock:
+                    self._idle.wait_for(lambda: self.in_flight == 0)
+        finally:
             with self._lock:
-                self._idle.wait_for(lambda: self.in_flight == 0)
                 self.connection = None
                 self._thread = None
-        self._held.close()
+            self._held.close()
 
     def open_ring(
         self,
@@ -199,15 +203,18 @@ class RingBackend(ABC):
 
     # What a protocol uses.
 
-    def answer(self, message: bytes, *, slots: int = 1, keep: bool = False) -> None:
+    def answer(
+        self, message: bytes, *, slots: int = 1, valid: Callable[[], bool] = lambda: True
+    ) -> None:
         """Put an answer on the ring, from any thread; once the channel ends it goes nowhere.
 
-        The answers to one batch are published together. slots: how many the request occupied
-        (all but the first stay empty). keep: leave the rest of the slot as it is.
+        The ring's own thread publishes it: notifying can be stalled by the frontend, which must
+        cost nobody else. slots: how many the request occupied (all but the first stay empty).
+        valid: whether the question was asked in this connection, where it may have been another.
         """
         with self._lock:
             connection = self.connection
-            if connection is None or self._stopping:
+            if connection is None or self._stopping or not valid():
                 return
             ring = connection.ring
             try:
@@ -217,13 +224,12 @@ class RingBackend(ABC):
                     self.tap(
                         Crossing(connection.path, Way.TO_INITIATOR, now, index, waiting, message)
                     )
-                put = ring.put_keep if keep else ring.put
                 for slot in range(slots):
-                    if not put(message if slot == 0 else b""):
+                    if not ring.put(message if slot == 0 else b""):
                         raise WireError("the frontend leaves no room for answers")
                 self.statistics.answers += 1
-                if not self._in_batch:
-                    self._publish(connection)
+                if threading.get_ident() != self._ring_thread:
+                    os.eventfd_write(self._wake, 1)
             except WireError as error:
                 self.fail(error)
 
@@ -254,23 +260,31 @@ class RingBackend(ABC):
     # The loop.
 
     def _publish(self, connection: Connection) -> None:
-        if connection.ring.publish():
+        """Show the frontend what was answered (in the ring's own thread, without the lock)."""
+        with self._lock:
+            wanted = connection.ring.publish()
+        if wanted:
             connection.events.notify()
             self.statistics.notifications_sent += 1
 
     def fail(self, error: WireError) -> None:
         """Close the channel because of what its frontend did; any thread, does not wait."""
         self.statistics.wire_errors += 1
-        if not self._stopping:
+        with self._fail_lock:
+            first = not self._stopping
             self._stopping = True
+        if first:
             self.on_failure(str(error))
 
     def _serve(self, connection: Connection) -> None:
         # Of this thread by itself: asking for the clock of a thread that has ended is undefined.
         self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._ring_thread = threading.get_ident()
         try:
             while not self._stopping:
-                if not self._batch(connection) and not connection.ring.arm():
+                busy = self._batch(connection)
+                self._publish(connection)
+                if not busy and not connection.ring.arm():
                     self._sleep(connection)
         except WireError as error:
             self.fail(error)
@@ -286,7 +300,6 @@ class RingBackend(ABC):
         self._taken_ns = time.monotonic_ns()
         self._first_index = connection.ring.take_index - len(slots)
         self._in_flight_before = self.in_flight
-        self._in_batch = True
         try:
             for offset, slot in enumerate(slots):
                 if self._stopping:
@@ -294,10 +307,10 @@ class RingBackend(ABC):
                 self._offset = offset
                 self.statistics.requests += 1
                 self.message(slot)
-        finally:
-            with self._lock:
-                self._in_batch = False
-                self._publish(connection)
+                self._publish(connection)  # the next one may take long
+        except WireError:
+            self._publish(connection)  # SRP says why it closes the channel
+            raise
         return len(slots)
 
     def _sleep(self, connection: Connection) -> None:
@@ -307,7 +320,10 @@ class RingBackend(ABC):
         if self._idle_events > SPURIOUS_EVENTS:
             poll.poll(1)
         poll.register(connection.events.fileno(), select.POLLIN)
-        poll.poll()
-        connection.events.clear()
-        self._idle_events += 1
-        self.statistics.notifications_received += 1
+        ready = dict(poll.poll())
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        if connection.events.fileno() in ready:
+            connection.events.clear()
+            self._idle_events += 1
+            self.statistics.notifications_received += 1

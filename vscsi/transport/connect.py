@@ -43,7 +43,11 @@ def connect(url: str) -> Hba:
     if options:
         initiator.close()
         raise SetupError("use", repr(url), f"no option {', '.join(options)}", USAGE)
-    initiator.open()
+    try:
+        initiator.open()
+    except BaseException:
+        initiator.close()
+        raise
     return Hba(initiator)
 
 

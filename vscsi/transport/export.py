@@ -18,9 +18,10 @@ from vscsi.domain.toolstack import VBD, VSCSI, VSRP, Device, create
 from vscsi.domain.xenbus import Backend, Reader, XenbusState
 from vscsi.target.base import Nexus
 from vscsi.target.disk import Disk
+from vscsi.target.logical_unit import LogicalUnit
 from vscsi.target.refusals import CAPACITY_CHANGED, REPORTED_LUNS_CHANGED
 from vscsi.target.router import TaskRouter
-from vscsi.transport.backend import RingBackend
+from vscsi.transport.backend import Connection, RingBackend
 from vscsi.transport.blkif.backend import BlkifBackend
 from vscsi.transport.blkif.frontend import FIRST_VBD
 from vscsi.transport.srp.backend import SrpBackend
@@ -129,10 +130,9 @@ class Guest:
 
     def _plug(self) -> None:
         export, peer = self._export, self.peer
-        units = export.disks
         vscsi_units = {
             f"vscsi-devs/dev-{at}/{key}": value
-            for at, number in enumerate(units)
+            for at, number in enumerate(export.units)
             for key, value in (
                 ("p-dev", str(number)),
                 ("v-dev", f"0:0:0:{number}"),
@@ -142,10 +142,17 @@ class Guest:
         self._serve(VSRP, 0, SrpBackend(peer, 0, export.tap, export.port), {})
         vscsi = Device(VSCSI, peer.domain, 0)
         own_keys = partial(Reader, self._store, vscsi.backend_path)
+        port = export.port.port_id.hex()
         self._serve(
-            VSCSI, 0, VscsiifBackend(peer, 0, export.tap, export.router, own_keys), vscsi_units
+            VSCSI,
+            0,
+            VscsiifBackend(peer, 0, export.tap, export.router, port, own_keys),
+            vscsi_units,
         )
-        for at, disk in enumerate(units.values()):
+        for at, number in enumerate(export.units):
+            disk = export.vbds.get(number)
+            if disk is None:
+                continue
             handle = FIRST_VBD + VBD_STEP * at
             end = BlkifBackend(peer, at, export.tap, disk, export.blkif_layout)
             mode = "r" if disk.write_protected else "w"
@@ -155,7 +162,9 @@ class Guest:
         device = Device(kind, self.peer.domain, handle)
         create(self._store, device, backend_keys=keys)
         half = Backend(self._store, device.backend_path, end, partial(self._changed, device))
-        end.on_failure = lambda reason: self._turns.post(partial(self._failed, half, reason))
+        end.on_failure = lambda reason: self._turns.post(
+            partial(self._failed, end, end.connection, half, reason)
+        )
         self.devices.append(Served(device, end, half))
         self._turns.post(half.start)
 
@@ -166,8 +175,11 @@ class Guest:
             self._warnings += 1
         log.log(level, "%s: %s %s", device.backend_path, state.name, reason)
 
-    def _failed(self, half: Backend, reason: str) -> None:
-        half.fail(reason)
+    def _failed(
+        self, end: RingBackend, connection: Connection | None, half: Backend, reason: str
+    ) -> None:
+        if end.connection is connection:  # else the frontend was faster, and has another one
+            half.fail(reason)
 
     def resized(self, disk: Disk) -> None:
         """Publish the size that a disk has now on its vbd; any thread, does not wait."""
@@ -193,9 +205,15 @@ class Guest:
         self._turns.end()
 
     def _unplug(self) -> None:
-        for served in self.devices:
-            served.half.stop()
-        self.peer.close()
+        try:
+            for served in self.devices:
+                served.half.stop()
+            self.peer.close()
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Remove what the store has of the domain."""
         domain, ours = self.peer.domain, f"/local/domain/{BACKEND_DOMAIN}"
         kinds = sorted({served.device.kind for served in self.devices})
         for path in (
@@ -219,25 +237,39 @@ class Guest:
 
 
 class Export:
-    """A target served in a directory over SRP, vscsiif and blkif (one vbd a disk)."""
+    """A target served in a directory over SRP and vscsiif, and what of it is blocks over blkif."""
 
     def __init__(
         self,
         directory: Path,
-        disks: Mapping[int, Disk],
+        units: Mapping[int, LogicalUnit],
         *,
+        vbds: Mapping[int, Disk] | None = None,
         workers: int = 0,
         blkif_layout: Layout = NATIVE,
     ) -> None:
-        """disks: by logical unit number; they and their stores stay the caller's."""
-        self.disks = dict(disks)
+        """units: by logical unit number; they and their stores stay the caller's.
+
+        A unit that is a `Disk` is a vbd as well. vbds: what is the vbd beside other units, on the
+        blocks that they have themselves; the n-th unit's is the n-th vbd, whether others are there
+        or not.
+        """
+        self.units = dict(units)
+        self.vbds = {number: unit for number, unit in units.items() if isinstance(unit, Disk)}
+        self.vbds |= vbds or {}
         self.tap = TapSwitch()
         self.router = TaskRouter(workers=workers)
-        for number, disk in disks.items():
-            self.router.add(number, disk)
+        for number, unit in units.items():
+            self.router.add(number, unit)
         self._end_observing = [
-            disk.attentions.observe(partial(self._attention, encode(number), disk))
-            for number, disk in disks.items()
+            *(
+                unit.attentions.observe(partial(self._attention, encode(number)))
+                for number, unit in units.items()
+            ),
+            *(
+                disk.attentions.observe(partial(self._disk_attention, disk))
+                for disk in self.vbds.values()
+            ),
         ]
         port_id = hashlib.sha256(str(directory.resolve()).encode()).digest()[:16]
         self.port = SrpPort(self.router, port_id)
@@ -256,7 +288,7 @@ class Export:
         self.host.start()
 
     def stop(self) -> None:
-        """Close all channels and stop; returns when nobody uses a disk any more."""
+        """Close all channels and stop; returns when nobody uses a unit any more."""
         self.host.stop()
         for guest in self._leaving:
             guest.join()
@@ -264,12 +296,13 @@ class Export:
         for end_observing in self._end_observing:
             end_observing()
 
-    def _attention(
-        self, lun: bytes, disk: Disk, condition: Sense, nexuses: Sequence[Nexus]
-    ) -> None:
+    def _attention(self, lun: bytes, condition: Sense, nexuses: Sequence[Nexus]) -> None:
         """Tell at once what the next command would be told: the configuration has changed."""
         if condition in (CAPACITY_CHANGED, REPORTED_LUNS_CHANGED):
             self.port.report_event(nexuses, lun, condition.build())
+
+    def _disk_attention(self, disk: Disk, condition: Sense, _nexuses: Sequence[Nexus]) -> None:
+        """Have every guest's vbd follow the size of a disk."""
         if condition == CAPACITY_CHANGED:
             for guest in list(self._guests.values()):
                 guest.resized(disk)
@@ -287,14 +320,15 @@ class Export:
     def _statistics(self, domain: int, payload: bytes) -> Answer:
         """Answer with one device's report; a domain may ask for its own.
 
-        staged_bytes is what the stores staged since they were opened, for whomever.
+        staged_bytes is that of all units and vbds, for whomever.
         """
         guest = self._guests.get(domain)
-        kind = payload.decode("ascii", "replace")
-        staged = sum(disk.store.staged_bytes for disk in self.disks.values())
+        device = payload.decode("ascii", "replace")
+        staged = sum(unit.staged_bytes for unit in {*self.units.values(), *self.vbds.values()})
         if guest is not None:
             for served in guest.devices:
-                if served.device.kind == kind and served.end.connection is not None:
+                name = f"{served.device.kind} {served.device.handle}"
+                if name == device and served.end.connection is not None:
                     report = {**served.end.report(), "staged_bytes": staged}
                     return json.dumps(report).encode(), ()
         raise StoreError("ENOENT")

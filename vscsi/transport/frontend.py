@@ -241,14 +241,21 @@ class RingInitiator(ABC, Generic[Request]):
 
     def enqueue(self, requests: Sequence[Request], *, first: bool = False) -> None:
         """Send requests as slots come free, or `first`; TransportError if the channel failed."""
+        refused: list[Completion] = []
+        broken: Exception | None = None
         with self._lock:
             self.check_usable()
             if first:
                 self._waiting.extendleft(reversed(requests))
             else:
                 self._waiting.extend(requests)
-            refused = self.pump()
+            try:
+                refused = self.pump()
+            except (WireError, TransportError) as error:
+                broken = error
         call_all(refused)
+        if broken is not None:  # which ends these requests too, through their `done`
+            self._break(f"the backend broke the protocol: {broken}")
 
     def check_usable(self) -> None:
         """Raise TransportError, saying why, if the channel takes no requests."""
@@ -272,6 +279,9 @@ class RingInitiator(ABC, Generic[Request]):
                     self._waiting.appendleft(request)
                     break
                 refused.append(self.cancelled(request, TransportError(str(error))))
+            except (WireError, TransportError):
+                self._waiting.appendleft(request)
+                raise
             if len(self.in_flight) > self.statistics.most_in_flight:
                 self.statistics.most_in_flight = len(self.in_flight)
         if not self._in_batch:
@@ -365,7 +375,9 @@ class RingInitiator(ABC, Generic[Request]):
     def backend_statistics(self) -> Mapping[str, object]:
         """Return the backend end's counters."""
         try:
-            reply, _ = self.guest.ask(LocalMessage.STATISTICS, self.kind.encode())
+            reply, _ = self.guest.ask(
+                LocalMessage.STATISTICS, f"{self.kind} {self._device.handle}".encode()
+            )
         except (StoreError, DomainError) as error:
             raise TransportError(f"no statistics from the backend: {error}") from error
         counters: dict[str, Any] = json.loads(reply)

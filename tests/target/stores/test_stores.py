@@ -203,6 +203,17 @@ def test_an_image_is_served_once_for_writing_or_many_times_read_only(image):
     FileStore(image).close()
 
 
+def test_beside_another_server_there_is_no_lock(image):
+    first, beside = FileStore(image), FileStore(image, shared=True)
+    beside.writev(0, [memoryview(b"beside")])
+    data = bytearray(6)
+    first.readv(0, [memoryview(data)])
+    assert data == b"beside"
+    first.close()
+    FileStore(image).close()
+    beside.close()
+
+
 def test_the_lock_is_one_that_other_programs_see(image):
     store = FileStore(image)
     command = ["flock", "--nonblock", str(image), "true"]

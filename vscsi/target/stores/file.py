@@ -36,13 +36,21 @@ class FileStore:
     """A raw image or a block device, locked while it is open.
 
     A writable store holds an exclusive flock (and O_EXCL on a device, which mounting it also
-    takes), a read-only one a shared flock: an image is never served twice. `direct` opens with
-    O_DIRECT; offsets and the lengths of writes must then be multiples of `alignment`.
+    takes), a read-only one a shared flock: an image is never served twice. One that is `shared`
+    holds neither: it is beside another server, which works on the same page cache. `direct` opens
+    with O_DIRECT; offsets and the lengths of writes must then be multiples of `alignment`.
 
     Raises SetupError if the path cannot be opened or locked.
     """
 
-    def __init__(self, path: str | Path, *, readonly: bool = False, direct: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        readonly: bool = False,
+        direct: bool = False,
+        shared: bool = False,
+    ) -> None:
         self.readonly = readonly
         self.alignment = 1
         self.staged_bytes = 0
@@ -50,10 +58,12 @@ class FileStore:
         self.can_discard = False
         self._path = str(path)
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
         self._flush_error: int | None = None
-        self._descriptor = _open(self._path, readonly, direct)
+        self._descriptor = _open(self._path, readonly, direct, exclusive=not shared)
         try:
-            _claim(self._descriptor, self._path, readonly)
+            if not shared:
+                _claim(self._descriptor, self._path, readonly)
             self.refresh()
             if direct:
                 self.alignment = _direct_alignment(self._descriptor, self._path)
@@ -64,9 +74,10 @@ class FileStore:
 
     def refresh(self) -> None:
         """Learn the size again, after the image has grown or shrunk below us."""
-        self.size_bytes = os.lseek(self._descriptor, 0, os.SEEK_END)
-        if self.size_bytes == 0:
+        size_bytes = os.lseek(self._descriptor, 0, os.SEEK_END)
+        if size_bytes == 0:
             raise SetupError("serve", self._path, "it is empty", "`truncate -s SIZE` gives it one")
+        self.size_bytes = size_bytes
 
     def readv(self, offset: int, views: Views) -> None:
         """Fill the views; EIO if the file has become shorter than the range."""
@@ -98,15 +109,16 @@ class FileStore:
         The kernel reports lost dirty pages once and then forgets them. We do not: after one
         failure no later flush may claim that everything before it is stored.
         """
-        if self._flush_error is not None:
-            raise OSError(self._flush_error, "an earlier flush lost data")
         if self.readonly:
             return
-        try:
-            os.fdatasync(self._descriptor)
-        except OSError as error:
-            self._flush_error = error.errno
-            raise
+        with self._flushing:  # two at once: the kernel would tell only one of them
+            if self._flush_error is not None:
+                raise OSError(self._flush_error, "an earlier flush lost data")
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:
+                self._flush_error = error.errno
+                raise
 
     def discard(self, offset: int, length: int) -> None:
         """Punch a hole, or write zeros where the file system has no holes."""
@@ -146,7 +158,7 @@ def _transfer(
             first += 1
 
 
-def _open(path: str, readonly: bool, direct: bool) -> int:
+def _open(path: str, readonly: bool, direct: bool, *, exclusive: bool) -> int:
     """Open a regular file or block device, and nothing that could block or has no size."""
     tried = f"open {'read-only' if readonly else 'for writing'}"
     flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR)
@@ -156,7 +168,7 @@ def _open(path: str, readonly: bool, direct: bool) -> int:
             raise SetupError(
                 tried, path, "neither a regular file nor a block device", "name a raw image"
             )
-        if stat.S_ISBLK(mode) and not readonly:
+        if stat.S_ISBLK(mode) and not readonly and exclusive:
             flags |= os.O_EXCL
         if direct:
             flags |= os.O_DIRECT

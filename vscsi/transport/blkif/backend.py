@@ -206,6 +206,8 @@ class BlkifBackend(RingBackend):
         self._check_writable()
         with self.disk.writing.shared():
             self.store.discard(offset, length)
+        if not self.disk.write_cache_enabled:
+            self.store.flush()
 
     def _transfer(self, operation: int, sector: int, segments: list[Container]) -> None:
         if not segments:

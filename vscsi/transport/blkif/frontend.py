@@ -134,6 +134,8 @@ class BlkifRing(RingInitiator[BlkRequest]):
         block_size = backend.number("sector-size", SECTOR_SIZE, SECTOR_SIZE, PAGE_SIZE)
         if block_size & (block_size - 1):
             raise WireError(f"sector-size is {block_size}")
+        if not sectors or sectors * SECTOR_SIZE % block_size:
+            raise WireError(f"{sectors} sectors are no disk of {block_size}-byte blocks")
         self.disk = Disk(
             size_bytes=sectors * SECTOR_SIZE,
             block_size=block_size,

@@ -164,6 +164,8 @@ class BlkifInitiator(BlkifRing):
             return None
         if end > disk.size_bytes or command.attribute is Attribute.ACA:
             return None
+        if self._unit.attentions.pending(NEXUS):
+            return None  # which reports it
         if name in READS | WRITES and cdb.blocks > self._unit.maximum_transfer_blocks:
             return None
         wanted = cdb.blocks * disk.block_size

@@ -52,8 +52,6 @@ from vscsi.wire.srp_ring import SlotFormat, SlotHeader, build_slot, parse_slot
 
 RESERVED_SLOTS = 4
 """Slots of the response ring for what no request pays for: a MAD, CRED_REQ or AER_REQ, T_LOGOUT."""
-MAX_DESCRIPTORS = 256
-"""Memory descriptors of one command's buffer."""
 MAX_RING_ORDER = 4
 OFFERED = Limits(requests=512, segments=MAX_SEGMENTS, size_bytes=32 << 20)
 RSP_BYTES = 36
@@ -97,7 +95,7 @@ class SrpBackend(RingBackend):
         self._max_iu_length = slot_size - SlotHeader.sizeof()
         self._request_limit = max(1, min(limits.requests, ring.entries - RESERVED_SLOTS))
         self._credits = Credits(self._request_limit)
-        self._regions = Regions(self.peer.grants, MAX_DESCRIPTORS)
+        self._regions = Regions(self.peer.grants, MAX_SEGMENTS, OFFERED.size_bytes)
         self._held.callback(self._regions.close)
         self._mads = MadServer(self._regions, OFFERED.size_bytes)
         path = RingPath(
@@ -154,7 +152,7 @@ class SrpBackend(RingBackend):
         try:
             if self._nexus is not None:
                 raise LoginRejected(LoginRejectReason.CHANNEL_LIMIT_REACHED)
-            login = self.port.login(self, self.peer.domain, request, self._max_iu_length)
+            nexus = self.port.login(self, self.peer.domain, request, self._max_iu_length)
         except LoginRejected as rejected:
             self._send(
                 IuType.LOGIN_REJ,
@@ -163,8 +161,8 @@ class SrpBackend(RingBackend):
                 supported_buffer_formats=SUPPORTED_FORMATS,
             )
             return
-        self._nexus = login.nexus
-        self._credits = Credits(self._request_limit)
+        with self._lock:
+            self._credits = Credits(self._request_limit)
         self._send(
             IuType.LOGIN_RSP,
             tag=request.tag,
@@ -172,8 +170,8 @@ class SrpBackend(RingBackend):
             max_it_iu_length=self._max_iu_length,
             max_ti_iu_length=self._max_iu_length,
             supported_buffer_formats=SUPPORTED_FORMATS,
-            flags=login.flags,
         )
+        self._nexus = nexus  # from here on events are reported: behind LOGIN_RSP
 
     def _initiator_logout(self, _iu: Container) -> None:
         self._end_nexus()
@@ -181,12 +179,7 @@ class SrpBackend(RingBackend):
     def _end_nexus(self) -> None:
         nexus, self._nexus = self._nexus, None
         if nexus is not None:
-            self.port.logout(self, nexus)
-
-    def terminate(self) -> None:
-        """End the channel for a newer one of the same nexus (multi-channel action 0)."""
-        self._send(IuType.T_LOGOUT, reason=TLogoutReason.MULTI_CHANNEL_ACTION)
-        self.fail(WireError("a newer channel of the same I_T nexus took over"))
+            self.port.logout(nexus)
 
     def _logout(self, reason: TLogoutReason, why: str) -> NoReturn:
         self._send(IuType.T_LOGOUT, reason=reason)
@@ -256,27 +249,36 @@ class SrpBackend(RingBackend):
         except ValueError:
             self._respond(iu.tag, code=RspCode.TASK_MANAGEMENT_NOT_SUPPORTED)
             return
+        login = self._credits  # a new one at each login
+
+        def done(request: Management) -> None:
+            self._respond(iu.tag, code=RspCode(request.response), login=login)
+
         self.port.target.manage(
-            Management(
-                nexus=self._logged_in(),
-                lun=iu.lun,
-                function=function,
-                managed_tag=iu.managed_tag,
-                done=lambda request: self._respond(iu.tag, code=RspCode(request.response)),
-            )
+            Management(self._logged_in(), iu.lun, function, done, managed_tag=iu.managed_tag)
         )
 
-    def _respond(self, tag: int, *, code: RspCode | None = None, **fields: Any) -> None:
+    def _respond(
+        self,
+        tag: int,
+        *,
+        code: RspCode | None = None,
+        login: Credits | None = None,
+        **fields: Any,
+    ) -> None:
         """Answer a command (fields), or refuse it or end a management function (code).
 
-        After a logout nothing that was in flight is answered.
+        After a logout nothing that was in flight is answered; a function, which may wait for
+        another guest's tasks, not after the `login` that it came in.
         """
         if code is not None:
             fields["flags"] = RspFlags.RSPVALID
             fields["response_data"] = bytes([0, 0, 0, code])
-        delta = self._credits.give_back()
+        asked_in = login or self._credits
+        delta = asked_in.give_back()
         if self._nexus is not None:
-            self._send(IuType.RSP, tag=tag, request_limit_delta=delta, **fields)
+            iu = build_iu(IuType.RSP, tag=tag, request_limit_delta=delta, **fields)
+            self.answer(build_slot(SlotFormat.SRP, iu), valid=lambda: self._credits is asked_in)
 
     def _logged_in(self) -> Nexus:
         if self._nexus is None:

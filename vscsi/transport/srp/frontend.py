@@ -326,15 +326,19 @@ class SrpInitiator(RingInitiator[Request]):
             return ()
         if iu.type is IuType.CRED_REQ:
             self._limit += iu.request_limit_delta
-            self.send(SlotFormat.SRP, build_iu(IuType.CRED_RSP, tag=iu.tag))
+            self._reply_to(iu, IuType.CRED_RSP)
             return ()
         if iu.type is IuType.AER_REQ:
             self._limit += iu.request_limit_delta
-            self.send(SlotFormat.SRP, build_iu(IuType.AER_RSP, tag=iu.tag))
+            self._reply_to(iu, IuType.AER_RSP)
             return (lambda: self.on_event(iu.lun, iu.sense_data),)
         if iu.type is IuType.T_LOGOUT:
             raise WireError(f"the target logged out, reason {iu.reason}")
         raise WireError(f"{iu.type.name} from a target")
+
+    def _reply_to(self, iu: Container, kind: IuType) -> None:
+        if not self.send(SlotFormat.SRP, build_iu(kind, tag=iu.tag)):
+            raise WireError(f"{iu.type.name} while the last one is not answered")
 
     def _take_reply(self, form: SlotFormat, reply: Container) -> None:
         if self._asked is not form:

@@ -3,7 +3,6 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from construct import Container
@@ -14,7 +13,6 @@ from vscsi.wire.srp import (
     BufferFormats,
     LoginRejectReason,
     LoginReqFlags,
-    LoginRspFlags,
 )
 
 SUPPORTED_FORMATS = BufferFormats.DIRECT | BufferFormats.INDIRECT
@@ -22,9 +20,6 @@ SUPPORTED_FORMATS = BufferFormats.DIRECT | BufferFormats.INDIRECT
 
 class Channel(Protocol):
     """What the port needs of a channel."""
-
-    def terminate(self) -> None:
-        """End the channel for another one of its nexus: T_LOGOUT, no answers any more."""
 
     def report_event(self, lun: bytes, sense: bytes) -> None:
         """Tell the initiator of an event at once (AER_REQ)."""
@@ -36,14 +31,6 @@ class LoginRejected(Exception):
     def __init__(self, reason: LoginRejectReason) -> None:
         super().__init__(reason.name)
         self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """An accepted login: the nexus, and LOGIN_RSP's flags (multi-channel result)."""
-
-    nexus: Nexus
-    flags: LoginRspFlags
 
 
 class SrpPort:
@@ -62,10 +49,11 @@ class SrpPort:
 
     def login(
         self, channel: Channel, domain: int, request: Container, max_it_iu_length: int
-    ) -> Login:
+    ) -> Nexus:
         """Establish the nexus that a LOGIN_REQ asks for; LoginRejected if it cannot be.
 
-        An older channel of the same nexus is terminated (multi-channel action 0).
+        A nexus has one channel. What multi-channel action 0 would terminate is a channel of the
+        same domain, which has but one device here, and is rejected.
         """
         asked = request.requested_max_it_iu_length
         formats = request.required_buffer_formats
@@ -79,23 +67,16 @@ class SrpPort:
             raise LoginRejected(LoginRejectReason.MULTI_CHANNEL_UNSUPPORTED)
         nexus = Nexus(f"{domain}:{request.initiator_port_id.hex()}", self.port_id.hex())
         with self._lock:
-            older = self._channels.get(nexus)
-            self._channels[nexus] = channel
-        flags = LoginRspFlags(0)
-        if older is not None and older is not channel:
-            older.terminate()
-            self.target.detach(nexus)
-            flags = LoginRspFlags.CHANNELS_TERMINATED
+            if self._channels.setdefault(nexus, channel) is not channel:
+                raise LoginRejected(LoginRejectReason.CHANNEL_LIMIT_REACHED)
         self.target.attach(nexus)
-        return Login(nexus, flags)
+        return nexus
 
-    def logout(self, channel: Channel, nexus: Nexus) -> None:
-        """Lose the nexus, unless a newer channel has it; returns when none of its tasks runs."""
-        with self._lock:
-            if self._channels.get(nexus) is not channel:
-                return
-            del self._channels[nexus]
+    def logout(self, nexus: Nexus) -> None:
+        """Lose a channel's nexus; returns when none of its tasks runs."""
         self.target.detach(nexus)
+        with self._lock:
+            del self._channels[nexus]
 
     def report_event(self, nexuses: Sequence[Nexus], lun: bytes, sense: bytes) -> None:
         """Tell those of the nexuses that have a channel here of an event at once (AER_REQ)."""

@@ -11,7 +11,7 @@ from itertools import accumulate
 from construct import Container, GreedyRange
 
 from vscsi.domain.base import PAGE_SIZE, GrantMapper, Mapping
-from vscsi.target.buffers import gather, slice_views
+from vscsi.target.buffers import gather
 from vscsi.wire.errors import WireError
 from vscsi.wire.formats import parse
 from vscsi.wire.mad import REFERENCES_PER_PAGE, parse_directory
@@ -62,9 +62,11 @@ class Region:
 class Regions:
     """The regions of one channel. One thread calls it; `release` may be called from any."""
 
-    def __init__(self, grants: GrantMapper, max_descriptors: int) -> None:
+    def __init__(self, grants: GrantMapper, max_descriptors: int, max_bytes: int) -> None:
+        """max_descriptors and max_bytes: of one command's buffer."""
         self._grants = grants
         self._max_descriptors = max_descriptors
+        self._max_bytes = max_bytes
         self._regions: dict[int, Region] = {}
         self._users_lock = threading.Lock()
 
@@ -163,14 +165,25 @@ class Regions:
     def _views(
         self, descriptors: list[Container], total: int, *, writable: bool, used: list[Region]
     ) -> list[memoryview]:
-        views = []
+        if total > self._max_bytes:
+            raise InvalidDescriptor(f"{total} bytes, more than the {self._max_bytes} of a command")
+        views: list[memoryview] = []
         for each in descriptors:
-            views += self._range(each.handle, each.address, each.length, writable, used)
-        return slice_views(views, 0, total)
+            part = min(each.length, total)
+            views += self._range(each.handle, each.address, each.length, writable, used, part)
+            total -= part
+        return views
 
     def _range(
-        self, handle: int, address: int, length: int, writable: bool, used: list[Region]
+        self,
+        handle: int,
+        address: int,
+        length: int,
+        writable: bool,
+        used: list[Region],
+        wanted: int | None = None,
     ) -> list[memoryview]:
+        """Return views of a range; of its first `wanted` bytes alone if that is given."""
         region = self._regions.get(handle)
         if region is None:
             raise InvalidDescriptor(f"memory handle {handle} is not registered")
@@ -183,4 +196,4 @@ class Regions:
         with self._users_lock:
             region.users += 1
         used.append(region)
-        return region.views(address, length)
+        return region.views(address, length if wanted is None else wanted)

@@ -66,13 +66,17 @@ class VscsiifBackend(RingBackend):
         device: int,
         tap: TapSwitch,
         target: Target,
+        port: str,
         own_keys: Callable[[], Reader],
     ) -> None:
-        """own_keys reads the backend's own directory, where the toolstack lists the units."""
+        """port is the target port's name, another one for each server.
+
+        own_keys reads the backend's own directory, where the toolstack lists the units.
+        """
         super().__init__(peer, device, tap)
         self.target = target
         self._own_keys = own_keys
-        self._nexus = Nexus(f"{peer.domain}:vscsi", str(device))
+        self._nexus = Nexus(f"{peer.domain}:vscsi", f"{port}:{device}")
         self._units: dict[tuple[int, int, int], bytes] = {}
 
     def features(self) -> Keys:
@@ -243,10 +247,16 @@ class VscsiifBackend(RingBackend):
             self.answer(build_response(rqid=request.rqid, rslt=RESET_FAILED))
             return
 
+        connection = self.connection
+
         def done(management: Management) -> None:
             complete = management.response is ServiceResponse.FUNCTION_COMPLETE
             rslt = RESET_SUCCESS if complete else RESET_FAILED
-            self.answer(build_response(rqid=request.rqid, rslt=rslt))
+            # It may have waited for another guest's tasks, and for longer than this connection.
+            self.answer(
+                build_response(rqid=request.rqid, rslt=rslt),
+                valid=lambda: self.connection is connection,
+            )
 
         function = Function.ABORT_TASK if request.act == Act.ABORT else Function.LOGICAL_UNIT_RESET
         self.target.manage(
