@@ -46,6 +46,8 @@ def test_every_step_from_create_to_a_mounted_file_system_works(tmp_path):
         check=False,
     )
     print(result.stdout)
+    if result.returncode:
+        subprocess.run(["dmesg", "--level", "emerg,alert,crit,err,warn"], check=False)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     assert not list(CONFIGFS.glob("loopback/naa.*"))
     assert not list(CONFIGFS.glob("core/*_*/*/"))

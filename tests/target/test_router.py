@@ -512,3 +512,16 @@ def test_many_threads_get_every_answer_once_and_their_own_data(make_setup, initi
         thread.join(60)
     assert failures.empty(), failures.get()
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_reset_that_switches_the_write_cache_off_empties_it(make_setup):
+    setup, log = make_setup(write_cache=False), Log()
+    on = bytes.fromhex("00000000" + "0812040000000000000000000000000000000000")
+    assert setup.run("MODE SELECT(6)", pf=1, parameter_list_length=len(on), out=on).code == "GOOD"
+    setup.run("WRITE(10)", lba=0, blocks=1, out=bytes(512))
+    setup.store.log.clear()
+    setup.router.manage(log.management(setup.run, Function.LOGICAL_UNIT_RESET))
+    assert log.next() == ("managed", "FUNCTION_COMPLETE", 0)
+    assert setup.store.log == [("flush",)]
+    setup.router.manage(log.management(setup.run, Function.ABORT_TASK_SET))
+    assert setup.store.log == [("flush",)]

@@ -135,7 +135,14 @@ def test_without_a_write_cache_every_write_is_durable(serve, raw):
     reference, _ = disk.page()
     disk.request(Operation.WRITE, segments=[segment(reference)])
     disk.request(Operation.READ, segments=[segment(reference)])
-    assert server.store.log == [("write", 0, 4096), ("flush",), ("read", 0, 4096)]
+    disk.request(Operation.DISCARD, nr_sectors=8)
+    assert server.store.log == [
+        ("write", 0, 4096),
+        ("flush",),
+        ("read", 0, 4096),
+        ("discard", 0, 4096),
+        ("flush",),
+    ]
 
 
 def test_the_write_cache_is_what_the_scsi_paths_made_it(plain, server):

@@ -205,6 +205,7 @@ def test_the_total_length_cuts_the_table_off(channel):
         ({"data_in": indirect([direct(0, 9)] * 2, table=direct(0, 16, 0))}, "more than the table"),
         ({"data_in": indirect([], table=direct(0, 257 * 16))}, "too many descriptors"),
         ({"data_in": indirect([], table=direct(0, 16 * 16, 5))}, "a table that is nowhere"),
+        ({"data_in": indirect([direct(0, 9)], total=(32 << 20) + 1)}, "more than a command moves"),
         ({"data_in": direct(0, 512), "attribute": 3}, "a reserved attribute"),
         ({"additional_cdb_length": 1}, "reserved bits"),
     ],

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Every store against a bytearray; the file store against the kernel's view of its file."""
 
+import concurrent.futures
 import contextlib
 import errno
 import itertools
 import mmap
 import os
 import subprocess
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -170,6 +172,28 @@ def test_transfers_that_stop_early_are_continued(image, monkeypatch):
     store.writev(1, views_of(data, 1, 2, 3000))
     store.close()
     assert image.read_bytes()[1:5001] == data
+
+
+def test_of_two_flushes_at_once_none_hides_that_the_other_failed(image, monkeypatch):
+    """The kernel tells of lost data once: the second fdatasync would succeed."""
+    store = FileStore(image)
+    entered, go = threading.Event(), threading.Event()
+
+    def lose_once(_):
+        if not entered.is_set():
+            entered.set()
+            assert go.wait(30)
+            raise OSError(errno.EIO, "lost")
+
+    monkeypatch.setattr(os, "fdatasync", lose_once)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(store.flush)
+        assert entered.wait(30)
+        second = pool.submit(store.flush)
+        go.set()
+        for flush in (first, second):
+            assert flush.exception(30).errno == errno.EIO
+    store.close()
 
 
 def test_a_failed_flush_is_never_followed_by_a_successful_one(image, monkeypatch):
