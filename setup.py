@@ -24,5 +24,6 @@ setup(
             ],
             py_limited_api=True,
         )
-    ]
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -316,6 +316,7 @@ EXAMPLES = [
     (build("VERIFY(10)", blocks=1, bytchk=2),),
     (build("COMPARE AND WRITE", blocks=2), bytes(4 * BLOCK)),
     (build("COMPARE AND WRITE", lba=BLOCKS, blocks=2), bytes(4 * BLOCK)),
+    (build("COMPARE AND WRITE", blocks=1, protect=1), bytes(2 * BLOCK)),
     (build("WRITE SAME(16)", blocks=2, ndob=1),),
     (build("WRITE SAME(16)", lba=BLOCKS + 1, blocks=0), PATTERN),
     unmap((0, 1), (8, 1)),

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sysconfig
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -86,6 +87,10 @@ def nbd(path: str, lun: int, socket: Path | None, command: str | None, read_only
     click.get_current_context().exit(status)
 
 
+END_S = 2.0
+"""How long clients of a device that is being ended have to leave it."""
+
+
 class _Server:
     """nbdkit as our child: it ends with us, and when the server behind the path does."""
 
@@ -156,9 +161,18 @@ class _Server:
         self._end()
 
     def _end(self) -> None:
-        self._ended = True
+        """End the children; nbdkit, which waits for its clients to leave, is given a moment."""
+        first, self._ended = not self._ended, True
         for child in self._children:
             child.terminate()
+        if first:
+            last = threading.Timer(END_S, self._kill)
+            last.daemon = True
+            last.start()
+
+    def _kill(self) -> None:
+        for child in self._children:
+            child.kill()
 
 
 def _probe_nbdkit() -> dict[str, str]:

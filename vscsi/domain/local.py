@@ -10,6 +10,7 @@ domain is gone.
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -28,6 +29,8 @@ SOCKET_NAME = "socket"
 """The socket in a served directory: where Xen's tools look for it, too."""
 MAX_PORTS = 64
 """Event channels of a domain that nobody has bound; each is two descriptors of the server's."""
+MAX_SOCKET_PATH = 107
+"""Bytes of a UNIX socket's path (sun_path)."""
 MAX_DOMAINS = 64
 """Domains at a time: each may map its memory into the server."""
 FIRST_RESERVED_DOMAIN = 0x7FF0
@@ -126,6 +129,14 @@ class LocalHost:
 
     def start(self) -> None:
         """Make the directory if it isn't there, and serve it; SetupError if that can't be."""
+        length = len(os.fsencode(self.directory / SOCKET_NAME))
+        if length > MAX_SOCKET_PATH:
+            raise SetupError(
+                "cannot serve",
+                str(self.directory),
+                f"its socket's path has {length} bytes, of {MAX_SOCKET_PATH} at most",
+                "choose a shorter --dir",
+            )
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._daemon.start()
