@@ -180,7 +180,7 @@ REFUSALS = [
     ("disk.img --dir run --blkif-layout pdp11", "'pdp11' is not one of"),
     ("disk.img --dir odd.img", "is a file"),
     ("disk.img --dir odd.img/run", "odd.img/run: Not a directory"),
-    (f"disk.img --dir {'d' * 120}", "too long"),
+    (f"disk.img --dir {'d' * 120}", "bytes, of 107 at most"),
     ("disk.img --dir run --capture no/where", "capture to no/where: No such file or directory"),
     ("disk.img --dir run --capture disk.img", "it is a served image"),
     ("disk.img --dir run --ready-fd 77", "Bad file descriptor"),
