@@ -79,6 +79,8 @@ def nothing_left():
     assert not raised
     assert not handler.records
     for thread in set(threading.enumerate()) - threads:
+        # One that another thread is just starting is listed, but cannot be joined yet.
+        eventually(lambda thread=thread: thread._started.is_set(), "a thread's start")
         thread.join(HANG_S)
         assert not thread.is_alive(), thread
     assert not leaked(files)
