@@ -8,7 +8,6 @@ driver has looked at it (`sd_mod` is the user's to load).
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -65,15 +64,6 @@ def device_type(hctl: Hctl) -> int | None:
         return int((_device(hctl) / "type").read_text())
     except (OSError, ValueError):
         return None
-
-
-def set_state(hctl: Hctl, state: str) -> None:
-    """Set a unit "running" or "offline", where the kernel refuses commands itself.
-
-    Does nothing if it is not there; raises OSError.
-    """
-    with suppress(FileNotFoundError):
-        (_device(hctl) / "state").write_text(f"{state}\n")
 
 
 def hctl_of(node: str | Path) -> Hctl | None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from tgt_glue import names
 from tgt_glue.backing import Backing, check_free, in_use
 from tgt_glue.configfs import CONFIGFS, Attachment, Storage, read_state
-from tgt_glue.nodes import all_nodes, set_state
+from tgt_glue.nodes import all_nodes
 from tgt_glue.tcmu import is_served, reset_ring
 from vscsi.wire.errors import SetupError
 
@@ -259,15 +259,18 @@ class Abandon:
         return f"fail the commands of {self.name}, which nobody serves"
 
     def do(self) -> None:
-        """Take its disks offline, and end what waits; raises SetupError if a process serves it."""
+        """Let no command through, and end what waits; raises SetupError if a process serves it."""
         if is_served(self.storage.path):
             raise SetupError("remove", self.name, "`vscsi hba` serves it", "end that (Ctrl-C)")
+        # Not the disk's own state: while it is removed, its driver flushes it even if offline.
         for each in self.attachments:
-            set_state(each.hctl, "offline")
+            set_transport(each, "offline")
         reset_ring(self.storage.path)
 
     def undo(self) -> None:
-        """Nothing is lost with it: who serves the unit again sets its disks running."""
+        """Let commands through again; what waited stays failed."""
+        for each in self.attachments:
+            set_transport(each, "online")
 
 
 @dataclass
@@ -346,6 +349,15 @@ def _free_index(name: str) -> int:
     while str(index) in taken:
         index += 1
     return index
+
+
+def set_transport(attachment: Attachment, status: str) -> None:
+    """Have a loopback target take commands ("online") or fail them at once ("offline").
+
+    Raises OSError.
+    """
+    group = CONFIGFS / "loopback" / attachment.target / "tpgt_1"
+    (group / "transport_status").write_text(status)
 
 
 def _delete_target(wwn: str) -> None:

@@ -13,9 +13,9 @@ from tgt_glue import names
 from tgt_glue.backing import Backing, users_of
 from tgt_glue.configfs import Attachment, attributes, read_state
 from tgt_glue.kernel import check_root, exclusive, prepare
-from tgt_glue.nodes import all_nodes, set_state
+from tgt_glue.nodes import all_nodes
 from tgt_glue.plan import Wanted, apply, to_have, to_remove
-from tgt_glue.steps import Attach
+from tgt_glue.steps import Attach, set_transport
 from tgt_glue.tcmu import TcmuDevice, is_served, reset_ring, uio_of
 from vscsi.wire.errors import RingError, SetupError
 
@@ -130,7 +130,7 @@ class _Begin:
         except RingError as error:
             raise SetupError("serve", self.name, str(error), "use another kernel") from error
         for each in unit.attachments:
-            set_state(each.hctl, "running")
+            set_transport(each, "online")
 
     def undo(self) -> None:
         """Stop it."""

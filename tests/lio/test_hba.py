@@ -254,3 +254,20 @@ def test_what_a_killed_one_leaves_is_removed_by_lio_remove(disk, cli, modprobe, 
     assert (done.returncode, done.stderr) == (0, "")
     assert reader.wait(HANG_S) != 0
     assert not Path(hba.block).exists()
+
+
+def test_a_leftover_that_is_in_use_stays_and_can_still_be_taken_over(disk, cli, modprobe, tmp_path):
+    modprobe("sd_mod")
+    hba = disk()
+    run("mkfs.ext4", "-q", hba.block)
+    with mounted(hba.block, tmp_path / "mnt") as directory:
+        hba.process.kill()
+        hba.process.wait()
+        done = cli("lio", "remove", hba.name)
+        assert done.returncode == 2
+        assert f"device busy: {hba.block} is in use" in done.stderr
+        again = disk()
+        directory.joinpath("file").write_bytes(bytes(MIB))
+        os.sync()
+    run("e2fsck", "-fn", again.block)
+    assert again.end() == (0, "")
