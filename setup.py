@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: MIT
 """The C core's build; everything else is in pyproject.toml."""
 
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 CORE = Path("vscsi/ring/core")
+
+LAYOUT = CORE / "layout.h"
+
+sys.path.insert(0, str(Path(__file__).parent))
+from vscsi.wire.c_header import header  # noqa: E402 - it is not installed yet
+
+if not LAYOUT.exists() or LAYOUT.read_text() != header():  # its time decides what is built anew
+    LAYOUT.write_text(header())
 
 setup(
     ext_modules=[

@@ -78,6 +78,7 @@ class WatchedStore(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__(SIZE_BYTES)
+        self.native = None  # all of it goes through here
         self.asked: list[tuple[str, int, int]] = []
         self.bad_offsets: set[int] = set()
         self.gate = threading.Event()

@@ -130,6 +130,7 @@ class WatchedStore(MemoryStore):
 
     def __init__(self, size_bytes=1 << 20, **options):
         super().__init__(size_bytes, **options)
+        self.native = None  # all of it goes through here
         self.log = []
         self.errors = {}
         """By operation: the errno to fail with from now on."""

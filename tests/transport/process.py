@@ -15,6 +15,10 @@ from vscsi.wire.cdb import build
 class StuckStore(MemoryStore):
     """Reads beyond the first block never end."""
 
+    def __init__(self, size_bytes):
+        super().__init__(size_bytes)
+        self.native = None  # all of it goes through here
+
     def readv(self, offset, views):
         if offset:
             threading.Event().wait()

@@ -204,7 +204,9 @@ def test_credit_that_nothing_would_carry_comes_by_itself(account, server):
     """A target that ends a task without being asked to leaves no RSP to carry its credit."""
     tasks = []
     account.end.port.target = type(
-        "Silent", (), {"submit": tasks.append, "detach": server.export.router.detach}
+        "Silent",
+        (),
+        {"submit": tasks.append, "detach": server.export.router.detach, "units": dict},
     )
     account.send(1)
     account.send(2)

@@ -60,6 +60,8 @@ class EventChannel(Protocol):
     """One end of an event channel: edge triggered, coalescing, possibly spurious."""
 
     port: int
+    fds: tuple[int, int]
+    """Eventfds: the one that we are told by, the one to tell by."""
 
     def fileno(self) -> int:
         """Return a descriptor that polls readable while an event is pending."""

@@ -5,6 +5,6 @@ Ring indices and grant flags are touched by the C core (`core/`, built as `_core
 emits neither barriers nor compare-and-swap. Nothing here knows what a slot means.
 """
 
-from vscsi.ring._core import RingEnd
+from vscsi.ring._core import RingEnd, Service, Store, Unit
 
-__all__ = ["RingEnd"]
+__all__ = ["RingEnd", "Service", "Store", "Unit"]

@@ -104,6 +104,108 @@ class RingEnd:
         """Let go of the buffers; a second call does nothing."""
 
 @final
+class Store:
+    """A store that the C path does I/O on. Thread-safe."""
+
+    @classmethod
+    def null(cls) -> Store:
+        """Return one that reads as zeros and forgets what is written."""
+
+    @classmethod
+    def memory(cls, memory: WriteableBuffer) -> Store:
+        """Return one in a buffer, which is held as long as the store lives."""
+
+    @classmethod
+    def file(cls, fd: int) -> Store:
+        """Return one in a file or block device; `fd` stays the caller's, and open as long."""
+
+    def flush(self) -> None:
+        """Return when every write that has returned is on stable storage.
+
+        The kernel reports lost dirty pages once and then forgets them. We do not: after one
+        OSError every later flush fails with it.
+        """
+
+@final
+class Unit:
+    """A logical unit as the C path sees it. Thread-safe.
+
+    Its gate is open at first; `set` must come before anything is executed.
+    """
+
+    def __new__(cls, store: Store, block_size: int, max_bytes: int) -> Unit:
+        """Blocks of `block_size` bytes of a store; a transfer has at most `max_bytes`."""
+
+    def set(self, blocks: int, *, ready: bool, writable: bool, write_cache: bool) -> None:
+        """Say what it is now. Without a write cache each write is flushed before its answer."""
+
+    def close(self) -> None:
+        """Close the gate, and return when no command is being executed in C.
+
+        Until as many calls of `open` all commands are Python's.
+        """
+
+    def open(self) -> None:
+        """Undo one `close`."""
+
+@final
+class Service:
+    """A backend's loop over one ring (service.h). One thread runs it and changes its places and
+    regions; `interrupt`, `unstall` and `set_attention` are for any. `ring` is held until `close`.
+    """
+
+    executed: int
+    """Commands that Python has not seen."""
+    notifications_sent: int
+    notifications_received: int
+
+    def __new__(
+        cls, ring: RingEnd, protocol: str | None, *, incoming: int, outgoing: int, poll_ns: int
+    ) -> Service:
+        """protocol: "srp", or None for one of which all is Python's.
+
+        incoming, outgoing: eventfds from and to the peer (copies are taken). poll_ns: how long a
+        ring that was busy is watched before the thread sleeps.
+        """
+
+    def run(self, *, native: bool) -> bytes | None:
+        """Serve until there is a message for Python; return a copy of its slot.
+
+        None after `interrupt`. Without `native` every message is Python's. What was put on the
+        ring meanwhile is published first. Raises RingError.
+        """
+
+    def publish(self) -> None:
+        """Show the peer what was put on the ring, as `run` does first. Raises RingError."""
+
+    def interrupt(self) -> None:
+        """Make `run` return None, before it looks at another slot."""
+
+    def unstall(self) -> None:
+        """Let a notification go on that the peer has stalled by filling its eventfd."""
+
+    def put_unit(self, address: bytes, unit: Unit) -> None:
+        """Execute commands for an address (8 bytes, as the protocol has it) on a unit.
+
+        Only once `set_attention` has said that nothing is to be told first.
+        """
+
+    def clear_units(self) -> None:
+        """Forget all units."""
+
+    def set_attention(self, address: bytes, attention: bool, /) -> None:
+        """Say whether the initiator has to be told something before its next command there."""
+
+    def add_region(self, handle: int, runs: Sequence[WriteableBuffer], *, readonly: bool) -> None:
+        """Register memory (SRP): the runs, in order. They are held until it is removed."""
+
+    def remove_region(self, handle: int, /) -> None:
+        """Let go of a region; of none, if there is none."""
+
+    def close(self) -> None:
+        """Let go of ring, units, regions and descriptors; a second call does nothing."""
+
+@final
 class PageMap:
     """Pages of 4096 bytes of a file, mapped at consecutive addresses; a buffer of them all.
 

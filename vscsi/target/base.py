@@ -5,10 +5,13 @@ The words are SAM-6's. A transport's backend end makes a `Task` from a message, 
 turns the finished task into its protocol's answer; it never sees who executed it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from vscsi.target.logical_unit import LogicalUnit
 
 
 class Attribute(IntEnum):
@@ -156,3 +159,6 @@ class Target(Protocol):
 
     def luns(self) -> Sequence[bytes]:
         """Return the LUNs in the inventory, ascending."""
+
+    def units(self) -> Mapping[bytes, "LogicalUnit"]:
+        """Return the logical units in the inventory; another object whenever that changes."""

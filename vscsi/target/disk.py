@@ -5,6 +5,7 @@ import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 
+from vscsi.ring import Unit
 from vscsi.target import blocks, disk_inquiry, provisioning
 from vscsi.target.base import Function, Management, ServiceResponse, Status, Task
 from vscsi.target.exclusion import SharedLock
@@ -103,12 +104,25 @@ class Disk(LogicalUnit):
             if self.thin or row.name != "UNMAP"
         }
         self.standard_inquiry()  # says whether `product` fits
+        if store.native is not None:
+            self.native = Unit(store.native, block_size, _MAXIMUM_TRANSFER_BYTES)
+        self._tell_native()
 
     # State.
+
+    def _tell_native(self) -> None:
+        if self.native is not None:
+            self.native.set(
+                self.blocks,
+                ready=self._started,
+                writable=not self.write_protected,
+                write_cache=self.write_cache_enabled,
+            )
 
     def resize(self) -> None:
         """Take over the size that the store has now; every nexus hears of it."""
         self.blocks = self.store.size_bytes // self.block_size
+        self._tell_native()
         self.attentions.establish(CAPACITY_CHANGED)
 
     def managed(self, request: Management, affected: Sequence[Task]) -> ServiceResponse:
@@ -123,6 +137,7 @@ class Disk(LogicalUnit):
         """Return to the state after power on."""
         self._started = True
         super().reset()
+        self._tell_native()
 
     @property
     def staged_bytes(self) -> int:
@@ -153,6 +168,7 @@ class Disk(LogicalUnit):
 
     def modes_changed(self) -> Sense | None:
         """Empty the write cache if it was just switched off (SBC-4 6.5.5)."""
+        self._tell_native()
         return self.flush_if_write_through()
 
     # Refusals.
@@ -232,6 +248,7 @@ class Disk(LogicalUnit):
             if refusal is not None:
                 return refusal
         self._started = start
+        self._tell_native()
         return Status.GOOD
 
     def send_diagnostic(self, task: Task, cdb: Cdb) -> Outcome:

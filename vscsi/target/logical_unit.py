@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vscsi.ring import Unit
 from vscsi.target.attention import UnitAttentions
 from vscsi.target.base import Attribute, Function, Management, Nexus, ServiceResponse, Status, Task
 from vscsi.target.buffers import gather, scatter
@@ -75,6 +76,8 @@ class LogicalUnit:
     """Set by the router that takes the logical unit in."""
     executor: Executor | None = None
     """Where its commands run, if not in the router's threads: they must not wait for each other."""
+    native: Unit | None = None
+    """The same unit for the C path, if that may execute commands."""
 
     def __init__(self, modes: ModePages | None = None) -> None:
         self.attentions = UnitAttentions()

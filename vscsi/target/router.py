@@ -3,7 +3,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from vscsi.target.base import Function, Management, Nexus, ServiceResponse, Task
@@ -42,13 +42,15 @@ class TaskRouter:
         self._lock = threading.Lock()
         self._nexuses: frozenset[Nexus] = frozenset()
         self._places: dict[int, _Place] = {}  # replaced, never changed: readers take no lock
+        self._units: dict[bytes, LogicalUnit] = {}  # the same
         self._retired: list[_Place] = []
         self._report_luns = self._place(ReportLunsUnit())
         self._missing = self._place(MissingUnit())
 
     def _place(self, unit: LogicalUnit) -> _Place:
         unit.inventory = self
-        return _Place(unit, TaskManager(unit, unit.executor or self._executor, self._depth))
+        executor = unit.executor or self._executor
+        return _Place(unit, TaskManager(unit, executor, self._depth, unit.native))
 
     # Configuration.
 
@@ -62,7 +64,7 @@ class TaskRouter:
             if number in self._places:
                 raise ValueError(f"logical unit {number} exists")
             self._inventory_changed()
-            self._places = {**self._places, number: self._place(unit)}
+            self._set_places({**self._places, number: self._place(unit)})
             for nexus in self._nexuses:
                 unit.attach(nexus)
 
@@ -73,11 +75,17 @@ class TaskRouter:
         """
         with self._lock:
             place = self._places[number]
-            self._places = {key: kept for key, kept in self._places.items() if key != number}
+            self._set_places({key: kept for key, kept in self._places.items() if key != number})
             self._retired.append(place)  # a submit that found it before may still be on its way
             self._inventory_changed()
         _abort_and_wait([place], lambda _: Fate.TASK_ABORTED)
+        if place.unit.native is not None:
+            place.unit.native.close()  # for good
         return place.unit
+
+    def _set_places(self, places: dict[int, _Place]) -> None:
+        self._places = places
+        self._units = {encode(number): places[number].unit for number in sorted(places)}
 
     def _inventory_changed(self) -> None:
         for place in self._places.values():
@@ -151,9 +159,13 @@ class TaskRouter:
 
         place.tasks.abort(fate_of, finish)
 
+    def units(self) -> Mapping[bytes, LogicalUnit]:
+        """Return the logical units in the inventory; another object whenever that changes."""
+        return self._units
+
     def luns(self) -> Sequence[bytes]:
         """Return the LUNs in the inventory, ascending."""
-        return [encode(number) for number in sorted(self._places)]
+        return list(self._units)
 
     def inventory_reported(self, nexus: Nexus) -> None:
         """Clear REPORTED LUNS DATA HAS CHANGED everywhere: the nexus has just seen it."""

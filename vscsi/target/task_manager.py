@@ -24,21 +24,36 @@ class Server(Protocol):
         """Set the outcome of a task whose tag was in use."""
 
 
+class Gate(Protocol):
+    """Keeps others from executing commands of the same logical unit, while it is closed."""
+
+    def close(self) -> None:
+        """Close it; return when nobody executes one any more."""
+
+    def open(self) -> None:
+        """Undo one `close`."""
+
+
 class TaskManager:
     """Runs a logical unit's tasks in the order that their attributes ask for.
 
     Every task is answered once, or dropped once if it was aborted; nobody touches its buffers
-    after that.
+    after that. The gate is closed as long as there is a task.
     """
 
-    def __init__(self, server: Server, executor: Executor, depth: int) -> None:
+    def __init__(
+        self, server: Server, executor: Executor, depth: int, gate: Gate | None = None
+    ) -> None:
         self._server = server
+        self._gate = gate
         self._executor = executor
         self._tasks = TaskSet(depth)
         self._lock = threading.Lock()
 
     def submit(self, task: Task) -> None:
         """Take a task in; it may be answered before this returns."""
+        if self._gate is not None:
+            self._gate.close()
         with self._lock:
             admission = self._tasks.admit(task)
             enabled = self._tasks.newly_enabled()
@@ -101,6 +116,8 @@ class TaskManager:
         with self._lock:
             fulfilled = self._tasks.release(task)
             enabled = self._tasks.newly_enabled()
+        if self._gate is not None:
+            self._gate.open()
         self._start(enabled)
         for finish in fulfilled:
             finish()

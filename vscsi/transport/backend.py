@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """What every ring protocol's backend end does: take, copy, hand over; answer; close in order."""
 
+import contextlib
 import logging
-import os
-import select
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,17 +14,17 @@ from typing import ClassVar, Protocol
 
 from vscsi.domain.base import EventChannel, GrantMapper
 from vscsi.domain.xenbus import Keys, Reader
-from vscsi.ring import RingEnd
+from vscsi.ring import RingEnd, Service
 from vscsi.transport.tap import Crossing, RingPath, TapSwitch
 from vscsi.wire.errors import WireError
 from vscsi.wire.record import Way
 
 log = logging.getLogger(__name__)
 
-BATCH = 64
-"""Slots taken at once; their answers are published together."""
-SPURIOUS_EVENTS = 64
-"""Events without work in a row, after which events are looked at once a millisecond (XSA-332)."""
+POLL_NS = 20_000
+"""How long a ring that was busy is watched before its thread sleeps."""
+STALL_S = 1.0
+"""How long the end of a channel waits for a notification that the peer may have stalled."""
 
 
 class Peer(Protocol):
@@ -47,8 +47,6 @@ class BackendStatistics:
     requests: int = 0
     answers: int = 0
     wire_errors: int = 0
-    notifications_sent: int = 0
-    notifications_received: int = 0
 
 
 @dataclass(slots=True)
@@ -56,7 +54,7 @@ class Connection:
     """What a backend end works on while it is connected."""
 
     ring: RingEnd
-    events: EventChannel
+    service: Service
     path: RingPath
 
 
@@ -69,6 +67,8 @@ class RingBackend(ABC):
     """
 
     kind: ClassVar[str]
+    protocol: ClassVar[str | None] = None
+    """What the C path calls the protocol, if it knows it."""
 
     def __init__(self, peer: Peer, device: int, tap: TapSwitch) -> None:
         self.peer = peer
@@ -83,16 +83,12 @@ class RingBackend(ABC):
         self._held = ExitStack()
         self._thread: threading.Thread | None = None
         self._cpu_clock: int | None = None
-        self._wake = -1
         self._stopping = False
         self._fail_lock = threading.Lock()
         self._ring_thread = 0
-        # The batch that is being handled, for the tap:
+        self._elsewhere: deque[tuple[bytes, int, Callable[[], bool]]] = deque()
+        """Answers of other threads, which the ring's own puts on the ring."""
         self._taken_ns = 0
-        self._first_index = 0
-        self._in_flight_before = 0
-        self._offset = 0
-        self._idle_events = 0
 
     # What a protocol says.
 
@@ -115,6 +111,13 @@ class RingBackend(ABC):
     def quiesce(self) -> None:  # noqa: B027 - most have something to do, none must
         """End what is in flight; it is waited for then."""
 
+    def prepare_native(self, service: Service) -> bool:
+        """Bring the C path up to date; tell whether it may execute commands now.
+
+        Called by the ring's thread when nothing of ours is in flight and nobody listens.
+        """
+        return False
+
     def parameters(self) -> Mapping[str, object]:
         """Return what was negotiated."""
         return {}
@@ -123,13 +126,13 @@ class RingBackend(ABC):
 
     def connect(self, frontend: Reader) -> Keys:
         """Attach the frontend's ring and serve it."""
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._held.callback(os.close, self._wake)
         connection, properties = self.attach(frontend)
         self.statistics = BackendStatistics()
         self.in_flight = 0
+        self._elsewhere.clear()
         self._stopping = False
         self.connection = connection
+        self._held.callback(self.tap.watch(connection.service.interrupt))
         self._cpu_clock = None
         name = f"{self.kind}-{self.peer.domain}-{self.device}"
         thread = threading.Thread(target=self._serve, args=(connection,), name=name, daemon=True)
@@ -151,10 +154,10 @@ class RingBackend(ABC):
         self._stopping = True
         try:
             if connection is not None:
-                os.eventfd_write(self._wake, 1)
-                connection.events.close()  # a notification that the frontend stalls goes on
-                if thread is not None:
-                    thread.join()
+                connection.service.interrupt()
+                while thread is not None and thread.is_alive():
+                    thread.join(STALL_S)
+                    connection.service.unstall()  # unless the frontend fills it faster
                 self.quiesce()
                 with self._lock:
                     self._idle.wait_for(lambda: self.in_flight == 0)
@@ -170,7 +173,7 @@ class RingBackend(ABC):
         references: Sequence[Sequence[int]],
         make: Callable[..., RingEnd],
         slot_size: int,
-    ) -> tuple[RingEnd, EventChannel]:
+    ) -> tuple[RingEnd, Service]:
         """Map each ring's pages and bind the frontend's event channel (for `attach`).
 
         make: what attaches to the rings' memory. All is held until `disconnect`. WireError if a
@@ -185,13 +188,27 @@ class RingBackend(ABC):
         self._held.callback(events.close)
         ring = make(*memory, slot_size)
         self._held.callback(ring.close)
-        return ring, events
+        incoming, outgoing = events.fds
+        service = Service(
+            ring, self.protocol, incoming=incoming, outgoing=outgoing, poll_ns=POLL_NS
+        )
+        self._held.callback(service.close)
+        return ring, service
 
     # What the device's owner asks.
 
     def report(self) -> dict[str, object]:
         """Return counters, the serving thread's CPU time (ns), and what was negotiated."""
-        return {**asdict(self.statistics), "cpu_ns": self.cpu_ns(), **self.parameters()}
+        counters = asdict(self.statistics)
+        connection = self.connection
+        if connection is not None:
+            service = connection.service
+            counters["requests"] += service.executed
+            counters["answers"] += service.executed
+            counters["executed_in_c"] = service.executed
+            counters["notifications_sent"] = service.notifications_sent
+            counters["notifications_received"] = service.notifications_received
+        return {**counters, "cpu_ns": self.cpu_ns(), **self.parameters()}
 
     def cpu_ns(self) -> int:
         """Return the CPU time that the serving thread has used, in nanoseconds."""
@@ -206,45 +223,54 @@ class RingBackend(ABC):
     def answer(
         self, message: bytes, *, slots: int = 1, valid: Callable[[], bool] = lambda: True
     ) -> None:
-        """Put an answer on the ring, from any thread; once the channel ends it goes nowhere.
+        """Answer a request, from any thread; once the channel ends it goes nowhere.
 
-        The ring's own thread publishes it: notifying can be stalled by the frontend, which must
-        cost nobody else. slots: how many the request occupied (all but the first stay empty).
+        The ring's own thread puts answers on the ring and publishes them, which the frontend can
+        stall. slots: how many the request occupied (all but the first stay empty).
         valid: whether the question was asked in this connection, where it may have been another.
         """
         with self._lock:
             connection = self.connection
-            if connection is None or self._stopping or not valid():
+            if connection is None or self._stopping:
                 return
-            ring = connection.ring
-            try:
-                if self.tap.active:
-                    now = time.monotonic_ns()
-                    index, waiting = ring.put_index, self.in_flight
-                    self.tap(
-                        Crossing(connection.path, Way.TO_INITIATOR, now, index, waiting, message)
-                    )
-                for slot in range(slots):
-                    if not ring.put(message if slot == 0 else b""):
-                        raise WireError("the frontend leaves no room for answers")
-                self.statistics.answers += 1
-                if threading.get_ident() != self._ring_thread:
-                    os.eventfd_write(self._wake, 1)
-            except WireError as error:
-                self.fail(error)
+            self._elsewhere.append((message, slots, valid))
+            if threading.get_ident() != self._ring_thread:
+                connection.service.interrupt()
+                return
+        self._put_answers(connection)
+
+    def _put_answers(self, connection: Connection) -> None:
+        """Put what there is on the ring, in order (in its own thread)."""
+        try:
+            while self._elsewhere:
+                message, slots, valid = self._elsewhere.popleft()
+                if valid():
+                    self._put(connection, message, slots)
+        except WireError as error:
+            self.fail(error)
+
+    def _put(self, connection: Connection, message: bytes, slots: int) -> None:
+        ring = connection.ring
+        if self.tap.active:
+            now, index = time.monotonic_ns(), ring.put_index
+            waiting = self.in_flight + len(self._elsewhere)
+            self.tap(Crossing(connection.path, Way.TO_INITIATOR, now, index, waiting, message))
+        for slot in range(slots):
+            if not ring.put(message if slot == 0 else b""):
+                raise WireError("the frontend leaves no room for answers")
+        self.statistics.answers += 1
 
     def show_request(self, slot: bytes, descriptors: bytes = b"") -> None:
         """Show the message that is being handled to the tap; descriptors: copied segment lists."""
         connection = self.connection
         if connection is not None and self.tap.active:
-            # Taken together, but still one after the other on the ring: those before it count.
             self.tap(
                 Crossing(
                     connection.path,
                     Way.TO_TARGET,
                     self._taken_ns,
-                    (self._first_index + self._offset) & 0xFFFF_FFFF,
-                    self._in_flight_before + self._offset,
+                    (connection.ring.take_index - 1) & 0xFFFF_FFFF,
+                    self.in_flight + len(self._elsewhere),
                     slot,
                     descriptors,
                 )
@@ -258,14 +284,6 @@ class RingBackend(ABC):
                 self._idle.notify_all()
 
     # The loop.
-
-    def _publish(self, connection: Connection) -> None:
-        """Show the frontend what was answered (in the ring's own thread, without the lock)."""
-        with self._lock:
-            wanted = connection.ring.publish()
-        if wanted:
-            connection.events.notify()
-            self.statistics.notifications_sent += 1
 
     def fail(self, error: WireError) -> None:
         """Close the channel because of what its frontend did; any thread, does not wait."""
@@ -282,48 +300,26 @@ class RingBackend(ABC):
         self._ring_thread = threading.get_ident()
         try:
             while not self._stopping:
-                busy = self._batch(connection)
-                self._publish(connection)
-                if not busy and not connection.ring.arm():
-                    self._sleep(connection)
+                self._put_answers(connection)
+                slot = connection.service.run(native=self._may_run(connection))
+                self._put_answers(connection)  # of what came before this message
+                if slot is not None and not self._stopping:
+                    self._taken_ns = time.monotonic_ns()
+                    self.statistics.requests += 1
+                    self.message(slot)
+            connection.service.publish()
         except WireError as error:
+            self._say_why(connection)
             self.fail(error)
         except Exception as error:  # a fault of ours costs this channel alone, and is reported
             log.exception("%s: internal error", threading.current_thread().name)
             self.fail(WireError(f"internal error: {error!r}"))
 
-    def _batch(self, connection: Connection) -> int:
-        slots = connection.ring.take(BATCH)
-        if not slots:
-            return 0
-        self._idle_events = 0
-        self._taken_ns = time.monotonic_ns()
-        self._first_index = connection.ring.take_index - len(slots)
-        self._in_flight_before = self.in_flight
-        try:
-            for offset, slot in enumerate(slots):
-                if self._stopping:
-                    break
-                self._offset = offset
-                self.statistics.requests += 1
-                self.message(slot)
-                self._publish(connection)  # the next one may take long
-        except WireError:
-            self._publish(connection)  # SRP says why it closes the channel
-            raise
-        return len(slots)
+    def _say_why(self, connection: Connection) -> None:
+        """Show the frontend what was put before its channel is closed (SRP says why)."""
+        with contextlib.suppress(WireError):  # the ring itself may be what is broken
+            connection.service.publish()
 
-    def _sleep(self, connection: Connection) -> None:
-        """Wait for an event; a frontend that sends events without work is looked at less often."""
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        if self._idle_events > SPURIOUS_EVENTS:
-            poll.poll(1)
-        poll.register(connection.events.fileno(), select.POLLIN)
-        ready = dict(poll.poll())
-        if self._wake in ready:
-            os.eventfd_read(self._wake)
-        if connection.events.fileno() in ready:
-            connection.events.clear()
-            self._idle_events += 1
-            self.statistics.notifications_received += 1
+    def _may_run(self, connection: Connection) -> bool:
+        quiet = not self.tap.active and not self.in_flight
+        return quiet and self.prepare_native(connection.service)

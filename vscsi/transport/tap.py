@@ -45,18 +45,33 @@ class TapSwitch:
 
     def __init__(self) -> None:
         self._listeners: tuple[Tap, ...] = ()
+        self._watchers: tuple[Callable[[], None], ...] = ()
         self._lock = threading.Lock()
 
     def add(self, listener: Tap) -> Callable[[], None]:
         """Add a listener; returns a function that removes it. Both from any thread."""
         with self._lock:
             self._listeners = (*self._listeners, listener)
+            watchers = self._watchers
+        for watcher in watchers:
+            watcher()
 
         def remove() -> None:
             with self._lock:
                 self._listeners = tuple(each for each in self._listeners if each is not listener)
 
         return remove
+
+    def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Have a function called when a listener comes; returns one that ends that."""
+        with self._lock:
+            self._watchers = (*self._watchers, watcher)
+
+        def end() -> None:
+            with self._lock:
+                self._watchers = tuple(each for each in self._watchers if each is not watcher)
+
+        return end
 
     @property
     def active(self) -> bool:

@@ -11,12 +11,23 @@
 struct core_state {
     PyTypeObject *ring_end;
     PyTypeObject *page_map;
+    PyTypeObject *store;
+    PyTypeObject *unit;
+    PyTypeObject *service;
     PyObject *ring_error;  /* vscsi.wire.errors.RingError */
     PyObject *grant_error; /* vscsi.wire.errors.GrantError */
 };
 
 extern PyType_Spec ring_end_spec;
 extern PyType_Spec page_map_spec;
+extern PyType_Spec store_spec;
+extern PyType_Spec unit_spec;
+extern PyType_Spec service_spec;
+
+/* The ring end of a RingEnd, whether it is not closed, and RingError for what its peer did. */
+struct ring_end *ring_end_of(PyObject *ring);
+bool ring_end_is_open(PyObject *ring);
+PyObject *ring_end_error(PyObject *ring);
 
 /* A method table's entry for a function that takes keywords. */
 #define METHOD(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS

@@ -166,7 +166,10 @@ static int execute(PyObject *module) {
         return -1;
     state->ring_end = (PyTypeObject *)add_type(module, &ring_end_spec);
     state->page_map = (PyTypeObject *)add_type(module, &page_map_spec);
-    if (!state->ring_end || !state->page_map)
+    state->store = (PyTypeObject *)add_type(module, &store_spec);
+    state->unit = (PyTypeObject *)add_type(module, &unit_spec);
+    state->service = (PyTypeObject *)add_type(module, &service_spec);
+    if (!state->ring_end || !state->page_map || !state->store || !state->unit || !state->service)
         return -1;
     if (PyModule_AddIntConstant(module, "XEN_HEADER", RING_XEN_HEADER) ||
         PyModule_AddIntConstant(module, "PAIR_HEADER", RING_PAIR_HEADER))
@@ -178,6 +181,9 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     struct core_state *state = PyModule_GetState(module);
     Py_VISIT(state->ring_end);
     Py_VISIT(state->page_map);
+    Py_VISIT(state->store);
+    Py_VISIT(state->unit);
+    Py_VISIT(state->service);
     Py_VISIT(state->ring_error);
     Py_VISIT(state->grant_error);
     return 0;
@@ -187,6 +193,9 @@ static int clear(PyObject *module) {
     struct core_state *state = PyModule_GetState(module);
     Py_CLEAR(state->ring_end);
     Py_CLEAR(state->page_map);
+    Py_CLEAR(state->store);
+    Py_CLEAR(state->unit);
+    Py_CLEAR(state->service);
     Py_CLEAR(state->ring_error);
     Py_CLEAR(state->grant_error);
     return 0;

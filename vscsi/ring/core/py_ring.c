@@ -121,7 +121,11 @@ static struct ring_end *open_end(PyObject *self) {
     return NULL;
 }
 
-static PyObject *ring_error(PyObject *self) {
+struct ring_end *ring_end_of(PyObject *ring) { return &((RingEnd *)ring)->end; }
+
+bool ring_end_is_open(PyObject *ring) { return ((RingEnd *)ring)->held; }
+
+PyObject *ring_end_error(PyObject *self) {
     const struct ring_end *end = &((RingEnd *)self)->end;
     const struct core_state *state = PyType_GetModuleState(Py_TYPE(self));
     PyErr_Format(state->ring_error, "%s: %lu (here: put %lu, taken %lu, %lu entries)", end->fault,
@@ -131,7 +135,7 @@ static PyObject *ring_error(PyObject *self) {
 }
 
 static PyObject *truth(PyObject *self, int result) {
-    return result == RING_BROKEN ? ring_error(self) : PyBool_FromLong(result);
+    return result == RING_BROKEN ? ring_end_error(self) : PyBool_FromLong(result);
 }
 
 static PyObject *put_message(PyObject *self, PyObject *message, bool zero_rest) {
@@ -177,7 +181,7 @@ static PyObject *take(PyObject *self, PyObject *args, PyObject *kwargs) {
         goto error;
     int waiting = ring_waiting(end);
     if (waiting == RING_BROKEN) {
-        ring_error(self);
+        ring_end_error(self);
         goto error;
     }
     uint32_t count = (uint32_t)waiting < limit ? (uint32_t)waiting : limit;
@@ -225,7 +229,7 @@ static PyObject *get_free(PyObject *self, void *Py_UNUSED(closure)) {
     if (!end)
         return NULL;
     int slots = ring_free(end);
-    return slots == RING_BROKEN ? ring_error(self) : PyLong_FromLong(slots);
+    return slots == RING_BROKEN ? ring_end_error(self) : PyLong_FromLong(slots);
 }
 
 /* What does not change under us can be read at any time, closed or broken: reports want it. */

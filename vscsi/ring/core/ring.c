@@ -123,6 +123,8 @@ static int broken(struct ring_end *end, const char *fault, uint32_t index) {
     return RING_BROKEN;
 }
 
+void ring_break(struct ring_end *end, const char *fault) { broken(end, fault, end->put_index); }
+
 /* What an honest peer can have published beyond take_index at the very most. */
 static uint32_t most_waiting(const struct ring_end *end) {
     switch (end->kind) {

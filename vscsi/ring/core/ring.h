@@ -75,6 +75,9 @@ void ring_pair_back(struct ring_end *end, void *requests, void *responses, size_
  */
 bool ring_change_slot_size(struct ring_end *end, size_t bytes, uint32_t slot_size);
 
+/* Have everything fail from now on, for a reason that is ours to find. */
+void ring_break(struct ring_end *end, const char *fault);
+
 /* Each of these returns RING_BROKEN once the peer broke the rules. */
 
 /* Slots that can be put now. A back may put one for each that it took. */

@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from vscsi.ring import Store as NativeStore
+
 
 class Store(Protocol):
     """A run of `size_bytes` bytes. Thread-safe. Callers stay within the size.
@@ -19,6 +21,8 @@ class Store(Protocol):
     """Offsets, lengths and memory addresses that need no staging are multiples of this."""
     staged_bytes: int
     """Bytes that went through a buffer because the segments could not be used as they were."""
+    native: NativeStore | None
+    """The same store for the C path, if that may do I/O on it."""
 
     def readv(self, offset: int, views: Sequence[memoryview]) -> None:
         """Fill the views, in order, from `offset` on."""

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from vscsi.ring import Store as NativeStore
 from vscsi.target.buffers import Views
 from vscsi.target.stores.staging import Plan
 from vscsi.wire.errors import SetupError
@@ -56,10 +57,9 @@ class FileStore:
         self.staged_bytes = 0
         self.size_bytes = 0
         self.can_discard = False
+        self.native: NativeStore | None = None
         self._path = str(path)
         self._lock = threading.Lock()
-        self._flushing = threading.Lock()
-        self._flush_error: int | None = None
         self._descriptor = _open(self._path, readonly, direct, exclusive=not shared)
         try:
             if not shared:
@@ -68,6 +68,8 @@ class FileStore:
             if direct:
                 self.alignment = _direct_alignment(self._descriptor, self._path)
             self.can_discard = not readonly and _can_punch(self._descriptor, self.size_bytes)
+            self._native = NativeStore.file(self._descriptor)
+            self.native = None if direct else self._native
         except BaseException:
             self.close()
             raise
@@ -109,16 +111,8 @@ class FileStore:
         The kernel reports lost dirty pages once and then forgets them. We do not: after one
         failure no later flush may claim that everything before it is stored.
         """
-        if self.readonly:
-            return
-        with self._flushing:  # two at once: the kernel would tell only one of them
-            if self._flush_error is not None:
-                raise OSError(self._flush_error, "an earlier flush lost data")
-            try:
-                os.fdatasync(self._descriptor)
-            except OSError as error:
-                self._flush_error = error.errno
-                raise
+        if not self.readonly:
+            self._native.flush()
 
     def discard(self, offset: int, length: int) -> None:
         """Punch a hole, or write zeros where the file system has no holes."""

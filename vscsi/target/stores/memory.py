@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A store in this process' memory: gone when it ends, and durable as long as it lives."""
 
+from vscsi.ring import Store as NativeStore
 from vscsi.target.buffers import Views
 
 _ZEROS = bytes(1 << 20)
@@ -17,6 +18,7 @@ class MemoryStore:
         self.size_bytes = size_bytes
         self.readonly = readonly
         self._memory = memoryview(bytearray(size_bytes))
+        self.native: NativeStore | None = NativeStore.memory(self._memory)
 
     def readv(self, offset: int, views: Views) -> None:
         """Fill the views from `offset` on."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A store that keeps nothing: the floor below which no measured path can get."""
 
+from vscsi.ring import Store as NativeStore
 from vscsi.target.buffers import Views
 
 
@@ -14,6 +15,7 @@ class NullStore:
     def __init__(self, size_bytes: int, *, readonly: bool = False) -> None:
         self.size_bytes = size_bytes
         self.readonly = readonly
+        self.native: NativeStore | None = NativeStore.null()
 
     def readv(self, offset: int, views: Views) -> None:
         """Fill the views with zeros (never with what the memory held before)."""

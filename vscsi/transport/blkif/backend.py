@@ -114,7 +114,7 @@ class BlkifBackend(RingBackend):
         limits = Limits.accept(frontend, OFFERED, OFFERED.requests)
         self._max_segments = limits.segments if self._layout.segment_blocks else SEGMENTS
         self._gathering = None
-        ring, events = self.open_ring(frontend, [references], RingEnd.back, self._layout.slot_size)
+        ring, service = self.open_ring(frontend, [references], RingEnd.back, self._layout.slot_size)
         path = RingPath(
             Protocol.BLKIF,
             self.peer.domain,
@@ -126,7 +126,7 @@ class BlkifBackend(RingBackend):
                 ("block-size", str(self.block_size)),
             ),
         )
-        return Connection(ring, events, path), self.geometry()
+        return Connection(ring, service, path), self.geometry()
 
     def geometry(self) -> dict[str, str]:
         """Return what is published of the disk's size; it may change while Connected."""

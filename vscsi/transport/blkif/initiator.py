@@ -15,6 +15,7 @@ from functools import partial
 
 from vscsi.domain.base import PAGE_SIZE, DomainError, StoreError
 from vscsi.domain.xenbus import Reader
+from vscsi.ring import Store as NativeStore
 from vscsi.target.base import Attribute, Nexus, ServiceResponse, Status
 from vscsi.target.buffers import gather, scatter, slice_views
 from vscsi.target.disk import Disk
@@ -69,6 +70,7 @@ class RingStore:
 
     alignment = SECTOR_SIZE
     staged_bytes = 0
+    native: NativeStore | None = None
 
     def __init__(self, size_bytes: int, *, readonly: bool, can_discard: bool) -> None:
         self.size_bytes = size_bytes

@@ -19,7 +19,7 @@ from vscsi.domain.negotiate import (
     slot_size_keys,
 )
 from vscsi.domain.xenbus import Keys, Reader
-from vscsi.ring import RingEnd
+from vscsi.ring import RingEnd, Service
 from vscsi.target.base import (
     Attribute,
     Function,
@@ -28,6 +28,7 @@ from vscsi.target.base import (
     Task,
 )
 from vscsi.transport.backend import Connection, Peer, RingBackend
+from vscsi.transport.native import NativeUnits
 from vscsi.transport.outcome import residuals
 from vscsi.transport.srp.credits import Credits
 from vscsi.transport.srp.mads import MadServer
@@ -69,11 +70,13 @@ class SrpBackend(RingBackend):
     """A channel of an `SrpPort` over two one-way rings (docs/decisions/0001-srp-ring.md)."""
 
     kind: ClassVar[str] = "vsrp"
+    protocol: ClassVar[str | None] = "srp"
 
     def __init__(self, peer: Peer, device: int, tap: TapSwitch, port: SrpPort) -> None:
         super().__init__(peer, device, tap)
         self.port = port
         self._nexus: Nexus | None = None
+        self._native: NativeUnits | None = None
 
     def features(self) -> Keys:
         """Return what is published before InitWait."""
@@ -89,7 +92,7 @@ class SrpBackend(RingBackend):
         references = accept_rings(frontend, MAX_RING_ORDER, (RING_REF, RESPONSE_RING_REF))
         slot_size = accept_slot_size(frontend, MAX_SLOT_SIZE)
         pages = len(references[0])
-        ring, events = self.open_ring(frontend, references, RingEnd.pair_back, slot_size)
+        ring, service = self.open_ring(frontend, references, RingEnd.pair_back, slot_size)
         limits = Limits.accept(frontend, OFFERED, ring.entries)
         self._nexus = None
         self._max_iu_length = slot_size - SlotHeader.sizeof()
@@ -97,6 +100,7 @@ class SrpBackend(RingBackend):
         self._credits = Credits(self._request_limit)
         self._regions = Regions(self.peer.grants, MAX_SEGMENTS, OFFERED.size_bytes)
         self._held.callback(self._regions.close)
+        self._regions.share(service)
         self._mads = MadServer(self._regions, OFFERED.size_bytes)
         path = RingPath(
             Protocol.SRP,
@@ -108,7 +112,7 @@ class SrpBackend(RingBackend):
                 ("request-limit", str(self._request_limit)),
             ),
         )
-        return Connection(ring, events, path), {}
+        return Connection(ring, service, path), {}
 
     def message(self, slot: bytes) -> None:
         """Handle one slot: an SRP information unit or a MAD."""
@@ -146,6 +150,23 @@ class SrpBackend(RingBackend):
         """End the nexus."""
         self._end_nexus()
 
+    def prepare_native(self, service: Service) -> bool:
+        """Bring the C path up to date; it does not know of credits that are owed."""
+        nexus = self._nexus
+        if nexus is None or not self._credits.idle:
+            return False
+        units = self.port.target.units()
+        if self._native is None or self._native.of is not units:
+            self._end_native()
+            self._native = NativeUnits(service, nexus, units)
+        self._native.refresh()
+        return True
+
+    def _end_native(self) -> None:
+        if self._native is not None:
+            self._native.close()
+            self._native = None
+
     # Login and logout
 
     def _login(self, request: Container) -> None:
@@ -177,6 +198,7 @@ class SrpBackend(RingBackend):
         self._end_nexus()
 
     def _end_nexus(self) -> None:
+        self._end_native()
         nexus, self._nexus = self._nexus, None
         if nexus is not None:
             self.port.logout(nexus)

@@ -31,6 +31,12 @@ class Credits:
         self._request_tag = 0
         self._request_outstanding = False
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request is outstanding and nothing is owed."""
+        with self._lock:
+            return not self.outstanding and not self.owed
+
     def spend(self) -> None:
         """Take a request; WireError if the initiator had no credit for it."""
         with self._lock:

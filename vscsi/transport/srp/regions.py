@@ -11,6 +11,7 @@ from itertools import accumulate
 from construct import Container, GreedyRange
 
 from vscsi.domain.base import PAGE_SIZE, GrantMapper, Mapping
+from vscsi.ring import Service
 from vscsi.target.buffers import gather
 from vscsi.wire.errors import WireError
 from vscsi.wire.formats import parse
@@ -68,7 +69,12 @@ class Regions:
         self._max_descriptors = max_descriptors
         self._max_bytes = max_bytes
         self._regions: dict[int, Region] = {}
+        self._service: Service | None = None
         self._users_lock = threading.Lock()
+
+    def share(self, service: Service) -> None:
+        """Have the C path know all regions as well."""
+        self._service = service
 
     def register(self, handle: int, directory: list[int], pages: int, *, readonly: bool) -> None:
         """Map the pages whose references stand in the directory pages, under `handle`.
@@ -96,20 +102,25 @@ class Regions:
         self._regions[handle] = Region(
             mapping, runs, list(accumulate(map(len, runs), initial=0)), readonly
         )
+        if self._service is not None:
+            self._service.add_region(handle, runs, readonly=readonly)
 
     def unregister(self, handle: int) -> None:
         """Unmap a region; WireError if there is none, or a command still names it."""
         region = self._regions.get(handle)
         if region is None or region.users:
             raise WireError(f"region {handle} is {'in use' if region else 'not registered'}")
-        del self._regions[handle]
-        region.mapping.unmap()
+        self._drop(handle)
 
     def close(self) -> None:
         """Unmap all; nothing may be in flight."""
-        for region in self._regions.values():
-            region.mapping.unmap()
-        self._regions.clear()
+        for handle in list(self._regions):
+            self._drop(handle)
+
+    def _drop(self, handle: int) -> None:
+        if self._service is not None:
+            self._service.remove_region(handle)
+        self._regions.pop(handle).mapping.unmap()
 
     def resolve(
         self, form: int, area: Container | None, *, writable: bool, used: list[Region]

@@ -86,12 +86,12 @@ class VscsiifBackend(RingBackend):
     def attach(self, frontend: Reader) -> tuple[Connection, Keys]:
         """Map the ring, which has one page, and take the units that are new."""
         references = [[frontend.number("ring-ref")]]
-        ring, events = self.open_ring(frontend, references, RingEnd.back, SLOT_SIZE)
+        ring, service = self.open_ring(frontend, references, RingEnd.back, SLOT_SIZE)
         self._units = {}
         units = self._plug(fresh=True)
         self.target.attach(self._nexus)
         path = RingPath(Protocol.VSCSIIF, self.peer.domain, self.device)
-        return Connection(ring, events, path), units
+        return Connection(ring, service, path), units
 
     def connected(self, _frontend: Reader) -> Keys:
         """Say of the units that the frontend was offered that they are in use."""

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+/* A command that the C path executes itself, and what a protocol makes of a slot. */
+#ifndef VSCSI_COMMAND_H
+#define VSCSI_COMMAND_H
+
+#include "layout.h"
+#include "unit.h"
+
+enum { COMMAND_SEGMENTS = 512 }; /* iovecs; what needs more takes the Python path */
+
+struct command {
+    enum operation operation;
+    struct unit *unit;
+    uint64_t offset; /* bytes of the store */
+    uint32_t length; /* bytes, the sum of the segments */
+    bool durable;    /* FUA, or no write cache: on stable storage before it is answered */
+    bool barrier;    /* what was answered before it is on stable storage before it begins */
+    uint64_t tag;    /* the protocol's, as it goes into the answer */
+    int segments;
+    struct iovec segment[COMMAND_SEGMENTS];
+};
+
+/* Add memory to a command's segments; false if it has no room. */
+static inline bool command_add(struct command *command, void *base, size_t length) {
+    if (command->segments == COMMAND_SEGMENTS)
+        return false;
+    command->segment[command->segments++] = (struct iovec){base, length};
+    return true;
+}
+
+/*
+ * Read a CDB of `length` bytes whose buffers have `out` and `in` bytes. True, and operation, unit,
+ * offset, length and durable are set, if the C path executes it: a command of CDB_ROWS that is in
+ * range and permitted, with a buffer for just what it moves. All others are Python's, which knows
+ * what to answer.
+ */
+bool command_read_cdb(struct command *command, struct unit *unit, const unsigned char *cdb,
+                      size_t length, uint64_t out, uint64_t in);
+
+/* Execute it; 0 or an errno. */
+int command_execute(struct command *command);
+
+static inline uint64_t load_be(const unsigned char *at, unsigned bytes) {
+    uint64_t value = 0;
+    for (unsigned i = 0; i < bytes; i++)
+        value = value << 8 | at[i];
+    return value;
+}
+
+static inline uint16_t load_be16(const unsigned char *at) {
+    uint16_t value;
+    __builtin_memcpy(&value, at, sizeof value);
+    return __builtin_bswap16(value);
+}
+
+static inline uint32_t load_be32(const unsigned char *at) {
+    uint32_t value;
+    __builtin_memcpy(&value, at, sizeof value);
+    return __builtin_bswap32(value);
+}
+
+static inline uint64_t load_be64(const unsigned char *at) {
+    uint64_t value;
+    __builtin_memcpy(&value, at, sizeof value);
+    return __builtin_bswap64(value);
+}
+
+static inline uint16_t load_le16(const unsigned char *at) {
+    uint16_t value;
+    __builtin_memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static inline uint32_t load_le32(const unsigned char *at) {
+    uint32_t value;
+    __builtin_memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static inline uint64_t load_le64(const unsigned char *at) {
+    uint64_t value;
+    __builtin_memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static inline void store_be32(unsigned char *at, uint32_t value) {
+    value = __builtin_bswap32(value);
+    __builtin_memcpy(at, &value, sizeof value);
+}
+
+#endif

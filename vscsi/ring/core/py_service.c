@@ -1,0 +1,334 @@
+/* SPDX-License-Identifier: MIT */
+/* Service: a struct service and what it holds of others. */
+#include "binding.h"
+#include "py_unit.h"
+#include "service.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+typedef struct {
+    PyObject_HEAD struct service service;
+    PyObject *ring;
+    PyObject *units[UNITS_MAX]; /* of each place */
+    struct held_region {
+        Py_ssize_t count;
+        Py_buffer *buffers;
+    } held[REGIONS_MAX]; /* of each region */
+} Service;
+
+static const struct protocol *const PROTOCOLS[] = {&srp_protocol};
+static const char *const PROTOCOL_NAMES[] = {"srp"};
+
+/* The protocol of a name; NULL and no exception for None. */
+static const struct protocol *protocol_named(PyObject *name) {
+    for (size_t i = 0; name != Py_None && i < sizeof PROTOCOLS / sizeof *PROTOCOLS; i++) {
+        int same =
+            PyUnicode_Check(name) ? !PyUnicode_CompareWithASCIIString(name, PROTOCOL_NAMES[i]) : 0;
+        if (same)
+            return PROTOCOLS[i];
+    }
+    if (name != Py_None)
+        PyErr_Format(PyExc_ValueError, "no protocol %R", name);
+    return NULL;
+}
+
+static PyObject *new_service(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"ring", "protocol", "incoming", "outgoing", "poll_ns", NULL};
+    PyTypeObject *ring_type = ((struct core_state *)PyType_GetModuleState(type))->ring_end;
+    PyObject *ring, *name;
+    int incoming, outgoing;
+    unsigned long long poll_ns;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O$iiK:Service", names, ring_type, &ring,
+                                     &name, &incoming, &outgoing, &poll_ns))
+        return NULL;
+    const struct protocol *protocol = protocol_named(name);
+    if (PyErr_Occurred())
+        return NULL;
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Service *self = (Service *)alloc(type, 0);
+    if (!self)
+        return NULL;
+    struct service *service = &self->service;
+    self->ring = Py_NewRef(ring);
+    service->ring = ring_end_of(ring);
+    service->slot_bytes = service->ring->slot_size;
+    service->protocol = protocol;
+    service->poll_ns = poll_ns;
+    service->place = PyMem_Calloc(UNITS_MAX, sizeof *service->place);
+    /* Of our own: who closes the others while we use them takes nothing away. */
+    service->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    service->incoming = fcntl(incoming, F_DUPFD_CLOEXEC, 3);
+    service->outgoing = fcntl(outgoing, F_DUPFD_CLOEXEC, 3);
+    if (service->wake < 0 || service->incoming < 0 || service->outgoing < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_CLEAR(self);
+    } else if (!service->place) {
+        PyErr_NoMemory();
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
+}
+
+static void close_fd(int *fd) {
+    if (*fd > 0) /* 0 is "not there yet" */
+        close(*fd);
+    *fd = -1;
+}
+
+static void drop_region(Service *self, size_t index) {
+    struct regions *regions = &self->service.regions;
+    struct held_region *held = &self->held[index];
+    for (Py_ssize_t i = 0; i < held->count; i++)
+        PyBuffer_Release(&held->buffers[i]);
+    PyMem_Free(held->buffers);
+    PyMem_Free(regions->region[index].runs);
+    regions->count--;
+    regions->region[index] = regions->region[regions->count];
+    *held = self->held[regions->count];
+    self->held[regions->count] = (struct held_region){0};
+}
+
+static void let_go(Service *self) {
+    while (self->service.regions.count)
+        drop_region(self, 0);
+    for (size_t i = 0; i < self->service.places; i++)
+        Py_CLEAR(self->units[i]);
+    self->service.places = 0;
+    close_fd(&self->service.wake);
+    close_fd(&self->service.incoming);
+    close_fd(&self->service.outgoing);
+    Py_CLEAR(self->ring);
+}
+
+static void dealloc(PyObject *object) {
+    Service *self = (Service *)object;
+    let_go(self);
+    PyMem_Free(self->service.place);
+    free_object(object);
+}
+
+/* The service to work on; NULL with an exception if it was closed. */
+static struct service *open_service(PyObject *self) {
+    if (((Service *)self)->ring && ring_end_is_open(((Service *)self)->ring))
+        return &((Service *)self)->service;
+    PyErr_SetString(PyExc_ValueError, "the service is closed");
+    return NULL;
+}
+
+static PyObject *run(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"native", NULL};
+    struct service *service = open_service(self);
+    int native;
+    enum service_event event;
+    if (!service || !PyArg_ParseTupleAndKeywords(args, kwargs, "$p:run", names, &native))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS event = service_run(service, native);
+    Py_END_ALLOW_THREADS switch (event) {
+    case SERVICE_MESSAGE:
+        return PyBytes_FromStringAndSize((const char *)service->slot,
+                                         (Py_ssize_t)service->slot_bytes);
+    case SERVICE_BROKEN:
+        return ring_end_error(((Service *)self)->ring);
+    case SERVICE_INTERRUPTED:
+        break;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *publish(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+    struct service *service = open_service(self);
+    if (!service)
+        return NULL;
+    bool good;
+    Py_BEGIN_ALLOW_THREADS good = service_publish(service);
+    Py_END_ALLOW_THREADS if (!good) return ring_end_error(((Service *)self)->ring);
+    Py_RETURN_NONE;
+}
+
+static PyObject *interrupt(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+    service_interrupt(&((Service *)self)->service);
+    Py_RETURN_NONE;
+}
+
+static PyObject *unstall(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+    service_unstall(&((Service *)self)->service);
+    Py_RETURN_NONE;
+}
+
+/* Places */
+
+static int convert_address(PyObject *object, void *result) {
+    char *bytes;
+    Py_ssize_t length;
+    if (PyBytes_AsStringAndSize(object, &bytes, &length))
+        return 0;
+    struct place *place = result;
+    if (length != sizeof place->address) {
+        PyErr_Format(PyExc_ValueError, "an address of %zd bytes", length);
+        return 0;
+    }
+    memcpy(place->address, bytes, sizeof place->address);
+    return 1;
+}
+
+static struct place *find_place(struct service *service, const unsigned char *address) {
+    for (size_t i = 0; i < service->places; i++)
+        if (!memcmp(service->place[i].address, address, sizeof service->place->address))
+            return &service->place[i];
+    return NULL;
+}
+
+static PyObject *put_unit(PyObject *self, PyObject *args) {
+    PyTypeObject *unit_type = ((struct core_state *)PyType_GetModuleState(Py_TYPE(self)))->unit;
+    struct service *service = open_service(self);
+    struct place wanted;
+    PyObject *unit;
+    if (!service ||
+        !PyArg_ParseTuple(args, "O&O!:put_unit", convert_address, &wanted, unit_type, &unit))
+        return NULL;
+    struct place *place = find_place(service, wanted.address);
+    if (!place) {
+        if (service->places == UNITS_MAX) /* the others are Python's */
+            Py_RETURN_NONE;
+        place = &service->place[service->places++];
+        memcpy(place->address, wanted.address, sizeof place->address);
+    }
+    PyObject **slot = &((Service *)self)->units[place - service->place];
+    PyObject *old = *slot;
+    *slot = Py_NewRef(unit);
+    place->unit = &((Unit *)unit)->unit;
+    atomic_store(&place->attention, true);
+    Py_XDECREF(old);
+    Py_RETURN_NONE;
+}
+
+static PyObject *clear_units(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+    struct service *service = &((Service *)self)->service;
+    for (size_t i = 0; i < service->places; i++)
+        Py_CLEAR(((Service *)self)->units[i]);
+    service->places = 0;
+    Py_RETURN_NONE;
+}
+
+static PyObject *set_attention(PyObject *self, PyObject *args) {
+    struct place wanted;
+    int attention;
+    if (!PyArg_ParseTuple(args, "O&p:set_attention", convert_address, &wanted, &attention))
+        return NULL;
+    struct place *place = find_place(&((Service *)self)->service, wanted.address);
+    if (place)
+        atomic_store(&place->attention, attention);
+    Py_RETURN_NONE;
+}
+
+/* Regions */
+
+static PyObject *add_region(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"handle", "runs", "readonly", NULL};
+    struct service *service = open_service(self);
+    PyObject *sequence;
+    uint32_t handle;
+    int readonly;
+    if (!service || !PyArg_ParseTupleAndKeywords(args, kwargs, "O&O$p:add_region", names,
+                                                 convert_u32, &handle, &sequence, &readonly))
+        return NULL;
+    Py_ssize_t count = PySequence_Size(sequence);
+    size_t index = service->regions.count;
+    if (count < 0)
+        return NULL;
+    if (index == REGIONS_MAX || !count) {
+        PyErr_SetString(PyExc_ValueError, "no memory, or too many regions");
+        return NULL;
+    }
+    struct region *region = &service->regions.region[index];
+    struct held_region *held = &((Service *)self)->held[index];
+    *region = (struct region){.handle = handle, .readonly = readonly, .count = (size_t)count};
+    *held = (struct held_region){0};
+    region->runs = PyMem_Calloc((size_t)count, sizeof *region->runs);
+    held->buffers = PyMem_Calloc((size_t)count, sizeof *held->buffers);
+    service->regions.count++;
+    bool good = region->runs && held->buffers;
+    if (!good)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; good && i < count; i++) {
+        PyObject *run = PySequence_GetItem(sequence, i);
+        Py_buffer *view = &held->buffers[i];
+        good = run && !PyObject_GetBuffer(run, view, readonly ? PyBUF_SIMPLE : PyBUF_WRITABLE);
+        Py_XDECREF(run);
+        if (good) {
+            held->count++;
+            region->runs[i] = (struct run){.start = region->size, .base = view->buf};
+            region->size += (uint64_t)view->len;
+        }
+    }
+    if (!good) {
+        drop_region((Service *)self, index);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *remove_region(PyObject *self, PyObject *number) {
+    struct regions *regions = &((Service *)self)->service.regions;
+    uint32_t handle;
+    if (!convert_u32(number, &handle))
+        return NULL;
+    for (size_t i = 0; i < regions->count; i++) {
+        if (regions->region[i].handle == handle) {
+            drop_region((Service *)self, i);
+            break;
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *close_service(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+    let_go((Service *)self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_number(PyObject *self, void *offset) {
+    const unsigned char *service = (const unsigned char *)&((Service *)self)->service;
+    return PyLong_FromUnsignedLongLong(*(const uint64_t *)(service + (uintptr_t)offset));
+}
+
+#define COUNTER(name) {#name, get_number, NULL, NULL, (void *)offsetof(struct service, name)}
+
+static PyGetSetDef getset[] = {
+    COUNTER(executed),
+    COUNTER(notifications_sent),
+    COUNTER(notifications_received),
+    {0},
+};
+
+static PyMethodDef methods[] = {
+    {"run", METHOD(run), NULL},
+    {"publish", publish, METH_NOARGS, NULL},
+    {"interrupt", interrupt, METH_NOARGS, NULL},
+    {"unstall", unstall, METH_NOARGS, NULL},
+    {"put_unit", put_unit, METH_VARARGS, NULL},
+    {"clear_units", clear_units, METH_NOARGS, NULL},
+    {"set_attention", set_attention, METH_VARARGS, NULL},
+    {"add_region", METHOD(add_region), NULL},
+    {"remove_region", remove_region, METH_O, NULL},
+    {"close", close_service, METH_NOARGS, NULL},
+    {0},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_new, new_service},
+    {Py_tp_dealloc, dealloc},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, getset},
+    {0},
+};
+
+PyType_Spec service_spec = {
+    .name = "vscsi.ring._core.Service",
+    .basicsize = sizeof(Service),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""Which logical units a channel's C path may execute commands on, kept up to date."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+from vscsi.ring import Service
+from vscsi.target.base import Nexus
+from vscsi.target.logical_unit import LogicalUnit
+from vscsi.wire.sense import Sense
+
+
+class NativeUnits:
+    """The units of one nexus that the C path knows, by the protocol's addresses (8 bytes).
+
+    A unit with a unit attention for the nexus is Python's until that has been reported. Methods
+    are called by the ring's thread, which does not run the service meanwhile; conditions are
+    established by any.
+    """
+
+    def __init__(self, service: Service, nexus: Nexus, units: Mapping[bytes, LogicalUnit]) -> None:
+        """Start with these units; others are Python's."""
+        self.of = units
+        self._service = service
+        self._nexus = nexus
+        self._units = {at: unit for at, unit in units.items() if unit.native is not None}
+        self._told = set(self._units)
+        """Addresses whose units may have a condition to report."""
+        self._held = ExitStack()
+        service.clear_units()
+        for address, unit in self._units.items():
+            if unit.native is not None:
+                service.put_unit(address, unit.native)
+                end = unit.attentions.observe(partial(self._established, address))
+                self._held.callback(end)
+
+    def _established(self, address: bytes, _condition: Sense, nexuses: Sequence[Nexus]) -> None:
+        """Stop the C path before whoever caused the condition is answered."""
+        if self._nexus in nexuses:
+            self._service.set_attention(address, True)
+            self._told.add(address)
+
+    def refresh(self) -> None:
+        """Let the C path have the units that have nothing to report (any more)."""
+        for address in list(self._told):
+            self._told.discard(address)
+            self._service.set_attention(address, False)
+            # In this order: a condition that is established meanwhile is seen here or sets it.
+            if self._units[address].attentions.pending(self._nexus):
+                self._service.set_attention(address, True)
+                self._told.add(address)
+
+    def close(self) -> None:
+        """Take all units from the C path."""
+        self._held.close()
+        self._service.clear_units()
