@@ -73,11 +73,14 @@ class TaskManager:
         """Abort the tasks for which `fate_of` names a fate.
 
         `then` is called once none of them can touch its buffers or be answered any more, with
-        the number of tasks that get no answer because of this.
+        the number of tasks that get no answer because of this. The gate is closed until it has
+        been: what others were executing has ended by then.
         """
+        if self._gate is not None:
+            self._gate.close()
         with self._lock:
             aborted = self._tasks.abort(fate_of)
-            finish = partial(then, aborted.silenced)
+            finish = partial(self._finish, then, aborted.silenced)
             waits = self._tasks.when_gone(aborted.remaining, finish)
             enabled = self._tasks.newly_enabled()
         self._start(enabled)
@@ -85,6 +88,11 @@ class TaskManager:
             self._executor.call(partial(self._conclude, task, fate))
         if not waits:
             finish()
+
+    def _finish(self, then: Callable[[int], None], silenced: int) -> None:
+        then(silenced)
+        if self._gate is not None:
+            self._gate.open()
 
     def _start(self, count: int) -> None:
         for _ in range(count):
