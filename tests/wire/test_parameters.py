@@ -36,6 +36,18 @@ def test_standard_inquiry_of_kernels(answers):
         assert build(inquiry.StandardInquiry, found[device]) == data
 
 
+def test_block_limits_can_be_lowered_and_nothing_else_changes():
+    page = inquiry.build_vpd(
+        inquiry.VpdPage.BLOCK_LIMITS, maximum_transfer_length=0, optimal_transfer_length=512, wsnz=1
+    )
+    for whole in (page, page + b"\5"):
+        lowered = inquiry.limit_transfers(whole, 256)
+        assert lowered == whole[:8] + (256).to_bytes(4) * 2 + whole[16:]
+        assert inquiry.limit_transfers(lowered, 300) == lowered
+        for length in range(len(whole)):
+            assert inquiry.limit_transfers(whole[:length], 256) == lowered[:length]
+
+
 def test_a_short_inquiry_answer_reads_as_if_zeros_followed(answers):
     for data in answers("120000002400").values():
         assert len(data) == 36

@@ -321,3 +321,14 @@ def build_vpd(page: int, *, qualifier: int = 0, device_type: int = 0, **fields: 
         "page_length": len(body),
     }
     return build(VpdHeader, header) + body
+
+
+def limit_transfers(page: bytes, blocks: int) -> bytes:
+    """Return VPD page B0h, or what arrived of it, that claims transfers of at most `blocks`."""
+    head, size = VpdHeader.sizeof(), BlockLimits.sizeof()
+    body = page[head : head + size].ljust(size, b"\0")
+    limits = parse(BlockLimits, body, "VPD page B0h")
+    for name in ("maximum_transfer_length", "optimal_transfer_length"):
+        limits[name] = min(limits[name], blocks)
+    limits.maximum_transfer_length = limits.maximum_transfer_length or blocks  # 0: no limit
+    return (page[:head] + build(BlockLimits, limits) + page[head + size :])[: len(page)]

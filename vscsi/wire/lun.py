@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 from vscsi.wire.errors import WireError
 
@@ -87,6 +88,7 @@ def decode(lun: bytes) -> Lun:
     return Lun(method, lun[1], bus=low6, levels=levels)
 
 
+@lru_cache(256)
 def logical_unit_number(lun: bytes) -> int | None:
     """Return the number of the single-level logical unit that a LUN names, or None.
 

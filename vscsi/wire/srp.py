@@ -29,6 +29,7 @@ from construct import (
 
 from vscsi.wire.errors import WireError
 from vscsi.wire.formats import S32B, U8, U16B, U32B, U64B, Packed, build, parse, raw
+from vscsi.wire.shaped import Shaped
 
 MIN_MAX_IT_IU_LENGTH = 64
 """The least maximum initiator-to-target IU length that a login may ask for (bytes)."""
@@ -255,7 +256,7 @@ TskMgmt = Struct(
     _TRAILING,
 )
 
-Cmd = Struct(
+Cmd = Shaped(
     _type(IuType.CMD),
     "sol_not" / U8,
     "reserved1" / raw(3),
@@ -303,9 +304,10 @@ Cmd = Struct(
         None,
     ),
     _TRAILING,
+    by=("data_formats", "data_out_count", "data_in_count", "additional_cdb_length"),
 )
 
-Rsp = Struct(
+Rsp = Shaped(
     _type(IuType.RSP),
     "sol_not" / U8,
     "reserved1" / raw(2),
@@ -321,6 +323,7 @@ Rsp = Struct(
     "response_data" / _valid_length("response_data_length", RspFlags.RSPVALID),
     "sense_data" / _valid_length("sense_data_length", RspFlags.SNSVALID),
     _TRAILING,
+    by=("flags", "sense_data_length", "response_data_length"),
 )
 
 CredReq = Struct(

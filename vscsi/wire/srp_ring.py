@@ -36,6 +36,7 @@ RingHeader = Struct(
 )
 
 SlotHeader = Packed("format" / U8, "reserved" / raw(1), "length" / U16L)
+_HEADER_BYTES: int = SlotHeader.sizeof()
 
 
 def build_slot(kind: SlotFormat, unit: bytes) -> bytes:
@@ -48,12 +49,13 @@ def parse_slot(slot: bytes) -> tuple[SlotFormat, bytes]:
 
     Raises WireError for an unknown format and for a length beyond the slot's end.
     """
-    size = SlotHeader.sizeof()
+    size = _HEADER_BYTES
     header = parse(SlotHeader, slot[:size], "slot header")
+    form, length = header["format"], header["length"]
     try:
-        kind = SlotFormat(header.format)
+        kind = SlotFormat(form)
     except ValueError:
-        raise WireError(f"slot header: unknown format {header.format}") from None
-    if header.length > len(slot) - size:
-        raise WireError(f"slot header: {header.length} bytes in a slot of {len(slot)}")
-    return kind, slot[size : size + header.length]
+        raise WireError(f"slot header: unknown format {form}") from None
+    if length > len(slot) - size:
+        raise WireError(f"slot header: {length} bytes in a slot of {len(slot)}")
+    return kind, slot[size : size + length]
