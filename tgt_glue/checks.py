@@ -56,6 +56,8 @@ class Plan:
     pieces: Sequence[Piece]
     all_or_nothing: bool = False
     """A status of GOOD means that all of the data has come."""
+    residue_bytes: int = 0
+    """What a tape's sense data count in where less came than was asked for; 0: it is no tape."""
     shortened: str = ""
     """A field of the CDB that was lowered; if as much comes, there may have been more."""
 
@@ -88,7 +90,9 @@ def plan(task: Task, cdb: Cdb, geometry: Geometry | None, limit: int) -> Plan | 
         return _plan_long(task, cdb, geometry, limit, length)
     if direction is Direction.OUT and length > buffer:
         return _too_short(task, cdb, geometry, length)
-    return Plan(direction, [Piece(cdb.data, 0, length)], cdb.row in _ALL_OR_NOTHING)
+    return Plan(
+        direction, [Piece(cdb.data, 0, length)], cdb.row in _ALL_OR_NOTHING, _residue(cdb, length)
+    )
 
 
 def plan_unknown(task: Task, limit: int) -> Plan | Sense:
@@ -232,6 +236,17 @@ def _tape_transfer(cdb: Cdb, _block_size: int) -> int | None:
     return None if cdb.field("fixed") else cdb.field("transfer_length")
 
 
+def _residue(cdb: Cdb, length: int) -> int:
+    """Return what INFORMATION counts after a tape's READ(6): with FIXED blocks, else bytes.
+
+    No more is known of a block's size than that the buffer has room for all blocks: what came is
+    the lesser of this and the kernel's own count.
+    """
+    if cdb.row is not _TAPE_READ:
+        return 0
+    return length // max(1, cdb.field("transfer_length")) if cdb.field("fixed") else 1
+
+
 _Length = Callable[[Cdb, int], int | None]
 
 _SPECIAL: dict[Command, _Length] = {
@@ -254,6 +269,7 @@ _SPECIAL: dict[Command, _Length] = {
     for name in names
 }
 
+_TAPE_READ = named("READ(6)", DeviceType.TAPE)
 _ATA_PASS_THROUGH = named("ATA PASS-THROUGH(16)")
 _UNSAID = frozenset(
     (

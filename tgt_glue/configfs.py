@@ -23,6 +23,8 @@ PLUGINS = {
     "user": "user",
 }
 """What configfs calls a backstore plugin, and what rtslib and targetcli call it."""
+_ALL_OF_A_PAGE = 3600
+"""Bytes of an entry; with more, it may have been cut at a whole line within 4096."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,18 @@ def attributes(storage: Storage) -> dict[str, str]:
     """Return a storage object's attributes, as they are now, by name."""
     found = sorted((storage.path / "attrib").glob("*"))
     return {path.name: value for path in found if (value := _text(path)) is not None}
+
+
+def registered(storage: Storage) -> frozenset[str] | None:
+    """Return the names of the initiators that are registered for persistent reservations.
+
+    None: not all of them are known, as the kernel shows no more than a page of them. Those that
+    are registered with a passed-through device are not LIO's, and not among them.
+    """
+    text = _text(storage.path / "pr/res_pr_registered_i_pts")
+    if text is None or len(text) > _ALL_OF_A_PAGE:
+        return None
+    return frozenset(re.findall(r" Node: ([^\s,]+)", text))
 
 
 def device_of(path: str) -> str:

@@ -12,6 +12,7 @@ keeps for each (reservations, unit attentions) is theirs.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
@@ -21,6 +22,7 @@ from tgt_glue.checks import Geometry, Plan, needs_geometry, plan, plan_unknown, 
 from tgt_glue.outcome import failure_of, is_good, is_unit_attention, no_answer, take_over
 from tgt_glue.sg import SgDevice, SgNode
 from tgt_glue.sg_file import Answer
+from vscsi.ring import Store, Unit
 from vscsi.target.base import (
     Attribute,
     DeliveryFailure,
@@ -35,11 +37,16 @@ from vscsi.target.buffers import Views, slice_views
 from vscsi.target.executor import Workers
 from vscsi.target.logical_unit import Implemented, LogicalUnit, Outcome
 from vscsi.target.primary import report_luns
-from vscsi.target.refusals import CAPACITY_CHANGED, INVALID_FIELD_IN_CDB
+from vscsi.target.refusals import (
+    CAPACITY_CHANGED,
+    INSUFFICIENT_REGISTRATION_RESOURCES,
+    INVALID_FIELD_IN_CDB,
+    MEDIUM_MAY_HAVE_CHANGED,
+)
 from vscsi.wire.cdb import Cdb, build, lookup, named
 from vscsi.wire.errors import SetupError
 from vscsi.wire.opcodes import COMMANDS, Command, DeviceType, Direction
-from vscsi.wire.sense import Sense, parse_sense
+from vscsi.wire.sense import Sense, SenseKey, parse_sense
 
 _log = logging.getLogger(__name__)
 
@@ -58,12 +65,15 @@ class Port(Protocol):
         """Give a nexus a loopback port of its own; return the sg node. Raises SetupError."""
 
     def detach(self, nexus: Nexus) -> None:
-        """Take it away again. Raises SetupError."""
+        """Take it away again, unless LIO keeps a registration by it. Raises SetupError."""
+
+    def may_register(self, nexus: Nexus) -> bool:
+        """Tell whether LIO may keep a registration of this nexus. Raises SetupError."""
 
 
-def open_sg(path: Path) -> SgDevice:
-    """Open an sg node of the running kernel."""
-    return SgDevice(SgNode(path), str(path))
+def open_sg(path: Path, *, direct: bool = False) -> SgDevice:
+    """Open an sg node of the running kernel; direct: see `SgNode`."""
+    return SgDevice(SgNode(path, direct=direct), str(path))
 
 
 class LioUnit(LogicalUnit):
@@ -82,14 +92,16 @@ class LioUnit(LogicalUnit):
     ) -> None:
         super().__init__()
         self.executor = self._workers = Workers(depth)
-        self.timeout_s = timeout_s
+        self._timeout_s = timeout_s
         self._port = port
         self._open_device = open_device
         self._devices: dict[Nexus, SgDevice] = {}  # replaced, never changed
         self._reserved: set[Nexus] = set()
-        self._registered: set[Nexus] = set()
-        """Whose ports stay when they leave: registrations outlive that (SPC-5 5.14.1)."""
         self._geometry: Geometry | None = None
+        """As told last; None: nobody knows another."""
+        self._geometry_holds = False
+        self._telling = threading.Lock()
+        self.native = self._gate = Unit(Store.null(), 512, 0)  # which all nexuses' units share
         self._be(DeviceType.DISK)
 
     def _be(self, device_type: int) -> None:
@@ -97,12 +109,31 @@ class LioUnit(LogicalUnit):
         self.device_type = DeviceType(device_type) if known else DeviceType.DISK
         self.commands = _COMMANDS[self.device_type] if known else _COMMON
 
+    # What a ring's backend calls.
+
+    def native_for(self, nexus: Nexus) -> Unit | None:
+        """Return a nexus' way to the unit for the C path, if it is a disk; in the ring's thread."""
+        device = self._devices.get(nexus)
+        if device is None or device.traits.device_type != DeviceType.DISK:
+            return None
+        unit = device.native_unit(self._gate)
+        self._tell_native()
+        return unit
+
+    def _tell_native(self) -> None:
+        """Let the C path have commands as long as the size is known."""
+        with self._telling:  # who is last tells what holds
+            geometry = self._geometry if self._geometry_holds else None
+            size = (geometry.blocks, geometry.block_size) if geometry else (0, 0)
+            for device in self._devices.values():
+                device.set_native(*size, self._timeout_s)
+
     # What the router calls.
 
     def attach(self, nexus: Nexus) -> None:
         """Give a nexus its way to the unit; without one, its tasks end as those of no unit."""
         try:
-            device = self._open_device(self._port.attach(nexus))
+            device = self._open(nexus)
         except SetupError as error:
             _log.error("%s has no way to its logical unit: %s", nexus, error)
         else:
@@ -124,11 +155,21 @@ class LioUnit(LogicalUnit):
             except OSError as error:
                 _log.warning("%s: its reservation stays: %s", nexus, error)
         device.close()
-        if nexus not in self._registered:
-            try:
-                self._port.detach(nexus)
-            except SetupError as error:
-                _log.warning("%s: its port stays: %s", nexus, error)
+        self._leave(nexus)
+
+    def _open(self, nexus: Nexus) -> SgDevice:
+        path = self._port.attach(nexus)
+        try:
+            return self._open_device(path)
+        except SetupError:
+            self._leave(nexus)
+            raise
+
+    def _leave(self, nexus: Nexus) -> None:
+        try:
+            self._port.detach(nexus)
+        except SetupError as error:
+            _log.warning("%s: its port stays: %s", nexus, error)
 
     def managed(self, request: Management, affected: Sequence[Task]) -> ServiceResponse:
         """Do what is left of a function: its dormant tasks were aborted, running ones waited for.
@@ -151,9 +192,18 @@ class LioUnit(LogicalUnit):
 
     # What its owner calls.
 
+    @property
+    def timeout_s(self) -> float:
+        """After which the kernel aborts a command."""
+        return self._timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._tell_native()
+
     def rescan(self) -> None:
         """Find out whether the unit has another size, which LIO itself does not tell anybody."""
-        before = self._geometry
         for device in self._devices.values():
             for _ in range(_ATTENTIONS):
                 try:
@@ -161,8 +211,6 @@ class LioUnit(LogicalUnit):
                 except OSError:
                     break
                 if isinstance(found, Geometry):
-                    if before not in (None, found):
-                        self.attentions.establish(CAPACITY_CHANGED)
                     return
                 sense = parse_sense(found.sense)
                 if sense is None or not is_unit_attention(found):
@@ -183,6 +231,8 @@ class LioUnit(LogicalUnit):
     # Executing.
 
     def _perform(self, task: Task) -> Status | Sense:
+        if self._hangs(task):
+            return no_answer(task, DeliveryFailure.TIMED_OUT)
         row = lookup(task.cdb, self.device_type)
         if row in self.commands:
             return super()._perform(task)
@@ -195,6 +245,8 @@ class LioUnit(LogicalUnit):
         device = self._devices.get(task.nexus)
         if device is None:
             return no_answer(task, DeliveryFailure.GONE)
+        if cdb is not None and cdb.row in _REGISTERS and not self._may_register(task.nexus):
+            return INSUFFICIENT_REGISTRATION_RESOURCES
         try:
             planned = self._plan(device, task, cdb)
             if isinstance(planned, Answer):
@@ -207,26 +259,27 @@ class LioUnit(LogicalUnit):
                     piece.cdb,
                     timeout_s=self.timeout_s,
                     all_or_nothing=planned.all_or_nothing,
+                    residue_bytes=planned.residue_bytes,
                     **_data(task, planned.direction, piece.offset, piece.length),
                 )
-                if not is_good(answer):
-                    return self._refused(task, answer)
                 arrived += answer.arrived
+                if not is_good(answer):
+                    if answer.arrived:  # a tape's, at a mark
+                        settle(task, cdb, planned, arrived)
+                    return self._refused(task, answer)
         except OSError as error:
             _log.warning("%s: %s", task.nexus, error)
             return no_answer(task, failure_of(error))
         if cdb is not None and cdb.row in _RESERVES:
             self._reserved.add(task.nexus)
-        if cdb is not None and cdb.row in _REGISTERS:
-            self._registered.add(task.nexus)
         return settle(task, cdb, planned, arrived) or Status.GOOD
 
     def _plan(self, device: SgDevice, task: Task, cdb: Cdb | None) -> Plan | Sense | Answer:
         limit = device.traits.max_bytes
         if cdb is None:
             return plan_unknown(task, limit)
-        geometry = self._geometry
-        if geometry is None and needs_geometry(cdb.row):
+        geometry = self._geometry if self._geometry_holds else None
+        if geometry is None and (needs_geometry(cdb.row) or cdb.row in _TELL_SIZE):
             found = self._ask_geometry(device)
             if isinstance(found, Answer):
                 return found  # what keeps the unit from telling keeps the command from its blocks
@@ -234,17 +287,54 @@ class LioUnit(LogicalUnit):
         return plan(task, cdb, geometry, limit)
 
     def _ask_geometry(self, device: SgDevice) -> Geometry | Answer:
-        """Ask for the unit's size and remember it; OSError as `SgDevice.execute`."""
+        """Ask for the unit's size and remember it; if it is another, all nexuses are told.
+
+        OSError as `SgDevice.execute`.
+        """
         found = ask_geometry(device, self.timeout_s)
         if isinstance(found, Geometry):
-            self._geometry = found
+            before, self._geometry, self._geometry_holds = self._geometry, found, True
+            self._tell_native()
+            if before not in (None, found):
+                self.attentions.establish(CAPACITY_CHANGED)
         return found
 
+    def _may_register(self, nexus: Nexus) -> bool:
+        try:
+            return self._port.may_register(nexus)
+        except SetupError as error:
+            _log.warning("%s: may it register? %s", nexus, error)
+            return False
+
     def _refused(self, task: Task, answer: Answer) -> Status | Sense:
-        """Take over an outcome that is not GOOD: no data came with it."""
+        """Take over an outcome that is not GOOD."""
         if is_unit_attention(answer):
-            self._geometry = None  # another medium, perhaps, or another size
+            self._heed(task.nexus, parse_sense(answer.sense))
         return take_over(task, answer)
+
+    def _heed(self, nexus: Nexus, told: Sense | None) -> None:
+        """Note what a unit attention means for others."""
+        self._geometry_holds = False
+        for each in _OF_THE_DEVICE:
+            if told is not None and (told.asc, told.ascq) == (each.asc, each.ascq):
+                self._geometry = None
+                self.attentions.establish(each, but=nexus)
+        self._tell_native()
+
+    def _hangs(self, task: Task) -> bool:
+        """Heed what commands in C were told, and nobody else; tell if this is one that hangs."""
+        device = self._devices.get(task.nexus)
+        if device is None:
+            return False
+        senses, hangs = device.take_told(task.cdb)
+        for told in map(parse_sense, senses):
+            if told is not None and told.key == SenseKey.UNIT_ATTENTION:
+                self._heed(task.nexus, told)
+                self.attentions.establish(told, only=task.nexus)
+        if hangs:  # until the unit answers again, all commands are for those who can wait
+            self._geometry_holds = False
+            self._tell_native()
+        return hangs
 
 
 def _forward(unit: LioUnit, task: Task, cdb: Cdb) -> Outcome:
@@ -277,10 +367,16 @@ _COMMANDS = {
 }
 _COMMON = _table(set.intersection(*map(set, COMMANDS.values())))
 """For device types without a table, whose opcodes may mean other commands than a disk's."""
+_OF_THE_DEVICE = (CAPACITY_CHANGED, MEDIUM_MAY_HAVE_CHANGED)
+"""Unit attentions that a passed-through device has for its only initiator, which LIO is: whichever
+nexus of ours meets one, all others are to hear of it."""
+_TELL_SIZE = (named("READ CAPACITY(10)"), named("READ CAPACITY(16)"))
+"""An initiator that was told a size is to hear of another one: so it is known here too."""
 _RESERVES = (named("RESERVE(6)"), named("RESERVE(10)"))
 _REGISTERS = (
     named("PERSISTENT RESERVE OUT REGISTER"),
     named("PERSISTENT RESERVE OUT REGISTER AND IGNORE EXISTING KEY"),
+    named("PERSISTENT RESERVE OUT REGISTER AND MOVE"),
 )
 
 

@@ -66,6 +66,11 @@ def device_type(hctl: Hctl) -> int | None:
         return None
 
 
+def rescan(hctl: Hctl) -> None:
+    """Have the driver of a unit's device ask for its size again; OSError."""
+    (_device(hctl) / "rescan").write_text("1\n")
+
+
 def hctl_of(node: str | Path) -> Hctl | None:
     """Return the address behind a block, tape or sg node, None if it is no SCSI unit's.
 

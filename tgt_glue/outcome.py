@@ -16,6 +16,7 @@ _HOST_FAILURES = {
 _ERRNO_FAILURES = {
     errno.ENODEV: DeliveryFailure.GONE,
     errno.ENXIO: DeliveryFailure.GONE,
+    errno.ENOENT: DeliveryFailure.GONE,  # its node is
     errno.ETIMEDOUT: DeliveryFailure.TIMED_OUT,
 }
 _SENSES = {

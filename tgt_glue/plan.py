@@ -99,7 +99,7 @@ def to_remove(unit: Unit, *, force: bool, let_go: Step | None = None) -> list[St
     steps: list[Step] = []
     if unit.storage is not None:
         plugin = unit.storage.plugin
-        if plugin == "user" and let_go is None:
+        if plugin == "user" and let_go is None and unit.storage.enabled:  # else it has no ring yet
             steps.append(Abandon(unit.name, unit.storage, unit.attachments))
         steps += [Detach(unit.name, plugin, each, force) for each in unit.attachments]
     if let_go is not None:

@@ -9,8 +9,10 @@ What sg does with buffers decides how data go. It copies as many bytes back as w
 however few have come and whatever the status: the rest is what earlier commands left in its
 buffer, or in the kernel's memory. So data-in lands in the file's own reserve buffer, mapped here,
 and only what arrived with a good status is copied on. Data-out is copied by the kernel from
-where it is, once, as the command starts. With the parameter `allow_dio` of the kernel's module
-nothing is copied where all of a buffer is one aligned run and a good status means all of it.
+where it is, once, as the command starts. By direct I/O, if that is asked for and the parameter
+`allow_dio` of the kernel's module has it, nothing is copied where all of a buffer is one aligned
+run and a good status means all of it. Such a command cannot be let go of: the kernel works on the
+initiator's memory until it ends, however long that takes.
 """
 
 import errno
@@ -37,7 +39,8 @@ from tgt_glue.sg_file import (
     SgFile,
     runs,
 )
-from vscsi.target.buffers import Views, gather, length, scatter
+from vscsi.ring import Store, Unit
+from vscsi.target.buffers import Views, address, gather, length, scatter
 from vscsi.wire.errors import SetupError
 
 GRACE_S = 5.0
@@ -82,22 +85,26 @@ class Node(Protocol):
         """Return what the kernel knows of the unit."""
 
     def reserve(self, descriptor: int, size: int) -> mmap.mmap:
-        """Give a descriptor a reserve buffer of `size` bytes and map it."""
+        """Give a descriptor a reserve buffer of `size` bytes and map it; ENOMEM if it has less."""
 
     def reset(self, descriptor: int) -> None:
         """Reset the logical unit, and nothing beyond it."""
+
+    def native(self) -> Store | None:
+        """Return the node for the C path, if that may have commands."""
 
 
 class SgNode:
     """An sg node of the running kernel."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, direct: bool = False) -> None:
+        """direct: do direct I/O, if the kernel allows it."""
         self.path = path
         try:
             allowed = Path("/sys/module/sg/parameters/allow_dio").read_text().strip()
         except OSError:  # sg built into the kernel without the parameter's entry
             allowed = "0"
-        self.direct_io = allowed not in ("0", "N")
+        self.direct_io = direct and allowed not in ("0", "N")
 
     def open(self) -> int:
         """Open the node; OSError if that cannot be."""
@@ -120,7 +127,7 @@ class SgNode:
         )
 
     def reserve(self, descriptor: int, size: int) -> mmap.mmap:
-        """Set the reserve buffer's size and map it; OSError if the kernel has no memory."""
+        """Set the reserve buffer's size and map it; OSError."""
         fcntl.ioctl(descriptor, _SG_SET_RESERVED_SIZE, size.to_bytes(4, "little"))
         if _get_int(descriptor, _SG_GET_RESERVED_SIZE) < size:
             raise OSError(errno.ENOMEM, f"{self.path}: no reserve buffer of {size} bytes")
@@ -129,6 +136,15 @@ class SgNode:
     def reset(self, descriptor: int) -> None:
         """Have the kernel reset the unit; it waits for what is outstanding there."""
         fcntl.ioctl(descriptor, _SG_SCSI_RESET, _RESET_DEVICE_NO_ESCALATE.to_bytes(4, "little"))
+
+    def native(self) -> Store | None:
+        """Open the node for the C path, which does no direct I/O."""
+        if self.direct_io:
+            return None
+        try:
+            return Store.generic(self.path)
+        except OSError:  # it leaves, or there are no more files: who executes commands will say so
+            return None
 
 
 class SgDevice:
@@ -140,8 +156,10 @@ class SgDevice:
     """
 
     def __init__(self, node: Node, name: str) -> None:
-        self.staged_bytes = 0
-        """Copied here: all data-in but what came by direct I/O."""
+        self._staged_bytes = 0
+        self._native: tuple[Store, Unit] | None = None
+        self._let_go: list[bytes] = []
+        """CDBs that C has left the kernel with, and that are to be answered."""
         self._node = node
         self._idle: deque[SgFile] = deque()
         self._lost: list[SgFile] = []
@@ -165,38 +183,39 @@ class SgDevice:
         into: Views = (),
         wanted: int = 0,
         all_or_nothing: bool = False,
+        residue_bytes: int = 0,
     ) -> Answer:
         """Execute one command and wait for its end. The buffers are not touched after that.
 
         cdb: 6 to 32 bytes. Either all of `out` is sent, or `wanted` bytes are asked for, which go
         to `into` as far as it reaches; at most `traits.max_bytes`. all_or_nothing: with a status of
-        GOOD, all that is wanted has come.
+        GOOD, all that is wanted has come. residue_bytes: see `SgFile.answer`.
 
         Raises OSError where the kernel refuses the command (ENODEV, ENXIO: the unit is gone), and
         TimeoutError where it has not ended it GRACE_S after its time: the kernel still has it
-        then. A read by direct I/O is waited for even so, as its pages are still written to.
+        then. Direct I/O is waited for even so.
         """
         self._reap()
         if len(self._lost) >= MAX_LOST:
             raise TimeoutError(errno.ETIMEDOUT, "the kernel ends no command")
         file = self._take(wanted)
         try:
-            direct_read = self._fill(file, cdb, timeout_s, out, into, wanted, all_or_nothing)
+            direct = self._fill(file, cdb, timeout_s, out, into, wanted, all_or_nothing)
             self._node.submit(file.descriptor, file.header)
         except BaseException:
             file.close()
             raise
-        limit_s = None if direct_read else timeout_s + GRACE_S
+        limit_s = None if direct else timeout_s + GRACE_S
         try:
             file.wait(limit_s)
         except OSError:
             with self._lock:
                 self._lost.append(file)
             raise
-        answer = file.answer(wanted)
-        if not direct_read and answer.arrived and into:
+        answer = file.answer(wanted, residue_bytes)
+        if not direct and answer.arrived and into:
             moved = scatter(file.reserved(answer.arrived), into)
-            self.staged_bytes += moved
+            self._staged_bytes += moved
         self._idle.append(file)
         return answer
 
@@ -205,6 +224,50 @@ class SgDevice:
         """How many commands the kernel still has that nobody waits for."""
         self._reap()
         return len(self._lost)
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes that were copied here: all data-in but what came by direct I/O."""
+        return self._staged_bytes + (self._native[0].staged_bytes if self._native else 0)
+
+    def native_unit(self, gate: Unit) -> Unit | None:
+        """Return the unit for the C path, which has the same node; not ready at first.
+
+        gate: the unit whose gate it has. None if there is none. Always the same; one thread at a
+        time.
+        """
+        if self._native is None:
+            store = self._node.native()
+            if store is not None:
+                self._native = store, Unit(store, 512, self.traits.max_bytes, gate=gate)
+        return self._native[1] if self._native else None
+
+    def set_native(self, blocks: int, block_size: int, timeout_s: float) -> None:
+        """Let the C path have reads and writes of a unit of this size; 0 blocks: none."""
+        if self._native is None:
+            return
+        store, unit = self._native
+        store.set_limits(timeout_ms=int(timeout_s * 1000), grace_ms=int(GRACE_S * 1000))
+        if blocks:
+            unit.set_block_size(block_size)
+        # What may not be written, and what is to be on the medium, the kernel knows.
+        unit.set(blocks, ready=blocks > 0, writable=True, write_cache=True, thin=False)
+
+    def take_told(self, cdb: bytes) -> tuple[list[bytes], bool]:
+        """Return the sense data of commands that failed in C, which nobody has been told.
+
+        Also whether a command of this CDB was let go of there. The kernel still has it: executed
+        again, it might end after what comes later.
+        """
+        if self._native is None:
+            return [], False
+        with self._lock:
+            told = self._native[0].take_told()
+            self._let_go += [each for each, sense in told if not sense]
+            match = next((each for each in self._let_go if cdb.startswith(each)), None)
+            if match is not None:
+                self._let_go.remove(match)
+        return [sense for _, sense in told if sense], match is not None
 
     def reset(self) -> None:
         """Reset the logical unit; OSError if the kernel cannot (EBUSY: it has lost commands)."""
@@ -224,6 +287,8 @@ class SgDevice:
             self._lost.clear()
         for file in files:
             file.close()
+        if self._native:
+            self._native[0].close()
 
     def _take(self, wanted: int) -> SgFile:
         """Return a file without a command, whose reserve buffer holds what is wanted."""
@@ -237,11 +302,16 @@ class SgDevice:
             file.close()
             file = SgFile(self._node.open())
         size = _SMALL_RESERVE if wanted <= _SMALL_RESERVE else self.traits.max_bytes
+        size = min(size, self.traits.max_bytes)
         try:
-            file.reserve = self._node.reserve(file.descriptor, min(size, self.traits.max_bytes))
-        except BaseException:
-            file.close()
-            raise
+            file.reserve, file.mapped = self._node.reserve(file.descriptor, size), True
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                file.close()
+                raise
+            # sd_mod may have lowered the limit since (to a disk's optimal transfer length), or so
+            # much memory is not to be had at a time: the kernel copies into memory of ours.
+            file.reserve = mmap.mmap(-1, size)
         return file
 
     def _fill(
@@ -254,13 +324,17 @@ class SgDevice:
         wanted: int,
         all_or_nothing: bool,
     ) -> bool:
-        """Prepare a file's header; return whether the kernel will write to `into` itself."""
+        """Prepare a file's header; return whether the kernel will work on the buffer itself."""
         if wanted:
             pieces = runs(into) if self._node.direct_io and all_or_nothing else []
             direct = self._is_direct(pieces) and pieces[0][1] == wanted
-            flags = DIRECT_IO if direct else MMAP_IO
-            pointer = pieces[0][0] if direct else 0
-            file.fill(cdb, FROM_DEVICE, wanted, pointer, 0, flags, timeout_s)
+            if direct:
+                file.fill(cdb, FROM_DEVICE, wanted, pieces[0][0], 0, DIRECT_IO, timeout_s)
+            elif file.mapped:
+                file.fill(cdb, FROM_DEVICE, wanted, 0, 0, MMAP_IO, timeout_s)
+            else:
+                pointer = address(file.reserved(wanted))
+                file.fill(cdb, FROM_DEVICE, wanted, pointer, 0, 0, timeout_s)
             return direct
         count = length(out)
         if not count:
@@ -269,14 +343,15 @@ class SgDevice:
         pieces = runs(out)
         if len(pieces) > MAX_IOVEC:
             file.copy = gather(out, count)
-            self.staged_bytes += count
+            self._staged_bytes += count
             pieces = runs([memoryview(file.copy)])
         if len(pieces) == 1:
-            flags = DIRECT_IO if self._node.direct_io and self._is_direct(pieces) else 0
+            direct = self._node.direct_io and self._is_direct(pieces)
+            flags = DIRECT_IO if direct else 0
             file.fill(cdb, TO_DEVICE, count, pieces[0][0], 0, flags, timeout_s)
-        else:
-            pointer = file.put_iovec(pieces)
-            file.fill(cdb, TO_DEVICE, count, pointer, len(pieces), 0, timeout_s)
+            return direct
+        pointer = file.put_iovec(pieces)
+        file.fill(cdb, TO_DEVICE, count, pointer, len(pieces), 0, timeout_s)
         return False
 
     def _is_direct(self, pieces: Sequence[tuple[int, int]]) -> bool:

@@ -9,7 +9,9 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vscsi.target.base import Status
 from vscsi.target.buffers import Views, address
+from vscsi.wire.sense import SenseKey, parse_sense
 
 # <scsi/sg.h>
 TO_DEVICE, FROM_DEVICE, NO_DATA = -2, -3, -1
@@ -19,6 +21,8 @@ _REQUEST = struct.Struct("@iiBBHIPPPIIiP")
 _RESULT = struct.Struct("@BBBBHHi")
 _HEADER_BYTES = struct.calcsize(f"{_REQUEST.format}{_RESULT.format[1:]}II0P")
 MAX_IOVEC = 1024
+_NEGATIVE = 1 << 31
+"""Where INFORMATION, in two's complement, is less than 0."""
 
 # What the kernel reads and writes beside a command's data, in memory of ours that stays put.
 _CDB_AT, _SENSE_AT, _IOVEC_AT = 0, 256, 512
@@ -36,7 +40,7 @@ class Answer(NamedTuple):
     driver_status: int
     sense: bytes
     arrived: int
-    """Bytes of data-in that came with a status of GOOD."""
+    """Bytes of data-in that came, with a status of GOOD or as a tape's."""
 
 
 class SgFile:
@@ -46,6 +50,8 @@ class SgFile:
         self.descriptor = descriptor
         self.header = bytearray(_HEADER_BYTES)
         self.reserve: mmap.mmap | None = None
+        """Where data-in arrive: the kernel's own reserve buffer if it is `mapped`, else ours."""
+        self.mapped = False
         self.copy = b""
         """Data-out that had to be copied: kept until the kernel has it."""
         self._control = mmap.mmap(-1, _CONTROL_BYTES)
@@ -107,13 +113,21 @@ class SgFile:
             os.readv(self.descriptor, (self.header,))
         self.copy = b""
 
-    def answer(self, wanted: int) -> Answer:
-        """Return what the header says; the kernel's counts are not trusted to be in range."""
+    def answer(self, wanted: int, residue_bytes: int = 0) -> Answer:
+        """Return what the header says; the kernel's counts are not trusted to be in range.
+
+        residue_bytes: what one of sense data's INFORMATION stands for, where data come with a
+        CHECK CONDITION too (SSC-4 READ: at a filemark, or a block of another length); else 0.
+        """
         result = _RESULT.unpack_from(self.header, _REQUEST.size)
         status, _, _, sense_length, host, driver, residual = result
-        arrived = wanted - min(max(residual, 0), wanted) if status == host == 0 else 0
         sense_length = min(sense_length, _SENSE_BYTES)
         sense = self._control[_SENSE_AT : _SENSE_AT + sense_length]
+        arrived = wanted - min(max(residual, 0), wanted)
+        if status == Status.CHECK_CONDITION and not host and residue_bytes:
+            arrived = min(arrived, _before_a_mark(sense, wanted, residue_bytes))
+        elif status or host:
+            arrived = 0
         return Answer(status, host, driver, sense, arrived)
 
     def reserved(self, count: int) -> memoryview:
@@ -138,3 +152,20 @@ def runs(views: Views) -> list[tuple[int, int]]:
         else:
             pieces.append((start, len(view)))
     return pieces
+
+
+def _before_a_mark(sense: bytes, wanted: int, residue_bytes: int) -> int:
+    """Return how many bytes a tape says it has read although a READ did not come to all of it.
+
+    LIO passes data on under the same conditions (SCF_TREAT_READ_AS_NORMAL); without them, what is
+    in the buffer is anybody's.
+    """
+    told = parse_sense(sense)
+    if told is None or told.key != SenseKey.NO_SENSE or told.information is None:
+        return 0
+    if not (told.filemark or told.eom or told.ili):
+        return 0
+    missing = told.information
+    if missing >= _NEGATIVE:  # the block is longer than what was asked for: all of that came
+        missing = 0
+    return wanted - min(missing * residue_bytes, wanted)

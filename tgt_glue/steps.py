@@ -16,7 +16,6 @@ from tgt_glue import names
 from tgt_glue.backing import Backing, check_free, in_use
 from tgt_glue.configfs import CONFIGFS, Attachment, Storage, read_state
 from tgt_glue.nodes import all_nodes
-from tgt_glue.tcmu import is_served, reset_ring
 from vscsi.wire.errors import SetupError
 
 _MANY = 5
@@ -260,6 +259,9 @@ class Abandon:
 
     def do(self) -> None:
         """Let no command through, and end what waits; raises SetupError if a process serves it."""
+        # Loaded here: with the formats of the ring it takes a third of what `lio` takes to load.
+        from tgt_glue.tcmu import is_served, reset_ring
+
         if is_served(self.storage.path):
             raise SetupError("remove", self.name, "`vscsi hba` serves it", "end that (Ctrl-C)")
         # Not the disk's own state: while it is removed, its driver flushes it even if offline.

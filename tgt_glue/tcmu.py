@@ -50,10 +50,16 @@ Request = Packed(
     "reserved" / raw(16),
 )
 Iovec = Packed("base" / U64L, "length" / U64L)
+TaskManagement = Packed(
+    "tmr_type" / U8, "reserved1" / raw(3), "cmd_cnt" / U32L, "reserved2" / raw(16)
+)
+"""struct tcmu_tmr_entry behind its header; the cmd_ids follow, two bytes each."""
 Response = Packed(
     "scsi_status" / U8, "reserved" / raw(3), "read_len" / U32L, "sense" / raw(SENSE_BYTES)
 )
 _HEADER, _REQUEST, _IOVEC = EntryHeader.sizeof(), Request.sizeof(), Iovec.sizeof()
+_CMD_IDS_AT = _HEADER + TaskManagement.sizeof()
+_CMD_ID_BYTES = 2
 
 
 class MailboxFlags(IntFlag):
@@ -139,6 +145,7 @@ class TcmuRing:
         self._slots: deque[tuple[int, int, bool]] = deque()
         """Offset, length and whether it is a command's, of each entry that is ours, as taken."""
         self._outstanding: set[int] = set()
+        self._given_up: list[int] = []
 
     @property
     def outstanding(self) -> int:
@@ -164,12 +171,22 @@ class TcmuRing:
             is_command = operation == Operation.CMD
             if is_command:
                 found.append(self._entry(start, length, header.cmd_id))
-            elif operation not in (Operation.PAD, Operation.TMR):
+            elif operation == Operation.TMR:
+                self._given_up += self._managed(start, length)
+            elif operation != Operation.PAD:
                 self._memory[start + _HEADER - 1] = header.uflags | UserFlags.UNKNOWN_OP
             self._slots.append((self._at, length, is_command))
             self._at = (self._at + length) % self._size
         self._give_back()
         return found
+
+    def given_up(self) -> list[int]:
+        """Return the cmd_ids of which `take` has since learnt that the kernel aborts them.
+
+        Those that are outstanding still want an answer, for which the kernel waits.
+        """
+        given_up, self._given_up = self._given_up, []
+        return [cmd_id for cmd_id in given_up if cmd_id in self._outstanding]
 
     def answer(self, cmd_id: int, answer: Answer) -> None:
         """Answer a command; ValueError for one that is not outstanding."""
@@ -227,6 +244,18 @@ class TcmuRing:
         if found.length > len(self._memory) - self._data:
             return Entry(cmd_id, cdb, fault=f"{found.length} bytes, more than the data area has")
         return found
+
+    def _managed(self, start: int, length: int) -> list[int]:
+        """Return the commands that a task management function is about."""
+        entry = bytes(self._memory[start : start + length])
+        if length < _CMD_IDS_AT:
+            raise RingError(f"TCMU: a TMR's entry of {length} bytes")
+        told = parse(TaskManagement, entry[_HEADER:_CMD_IDS_AT], "TCMU TMR")
+        end = _CMD_IDS_AT + told.cmd_cnt * _CMD_ID_BYTES
+        if end > length:
+            raise RingError(f"TCMU: {told.cmd_cnt} commands in a TMR's entry of {length} bytes")
+        places = range(_CMD_IDS_AT, end, _CMD_ID_BYTES)
+        return [int.from_bytes(entry[at : at + _CMD_ID_BYTES], "little") for at in places]
 
     def _give_back(self) -> None:
         """Let the kernel have what needs no answer and lies before all that does."""

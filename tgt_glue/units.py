@@ -34,10 +34,15 @@ def units() -> list[Unit]:
 
 def find(name: str) -> Unit:
     """Return a unit, or what is left of one; raises SetupError if there is nothing."""
-    unit = read_state(asked=[name]).units.get(name)
+    unit = look_up(name)
     if unit is None:
         raise SetupError("find unit", name, "there is none", "`vscsi lio list`")
     return unit
+
+
+def look_up(name: str) -> Unit | None:
+    """Return a unit, or what is left of one, or None; raises SetupError if LIO cannot be read."""
+    return read_state(asked=[name]).units.get(name)
 
 
 def create(

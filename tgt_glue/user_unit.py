@@ -20,8 +20,18 @@ from tgt_glue.tcmu import TcmuDevice, is_served, reset_ring, uio_of
 from vscsi.wire.errors import RingError, SetupError
 
 PLUGIN = "user"
-_PASS_ON = {"pgr_support": "0", "alua_support": "0"}
-"""Reservations and port groups are the unit's own, not LIO's: others may reach it elsewhere."""
+GIVEN_UP_AFTER_S = 45
+"""When the kernel fails a command by itself that got no answer. It comes after the SCSI layer's own
+30 s (of a disk: /sys/block/X/device/timeout), at which it first has the command aborted.
+"""
+ATTRIBUTES = {
+    # Reservations and port groups are the unit's own, not LIO's: others may reach it elsewhere.
+    "pgr_support": "0",
+    "alua_support": "0",
+    "tmr_notification": "1",
+    "cmd_time_out": str(GIVEN_UP_AFTER_S),
+}
+"""Of every such unit's storage object."""
 
 
 class Service(Protocol):
@@ -52,7 +62,7 @@ def serve(
     """
     names.check_name("unit", name)
     backing = Backing(PLUGIN, path, size_bytes, block_bytes=block_bytes)
-    wanted = Wanted(name, backing, _PASS_ON, (names.HOST,))
+    wanted = Wanted(name, backing, ATTRIBUTES, (names.HOST,))
     with exclusive():
         state = read_state(asked=[name])
         unit = state.units.get(name)

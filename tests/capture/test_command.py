@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -69,6 +70,25 @@ def test_recording_ends_with_a_signal(cli, server, directory, record, tmp_path, 
     ] * 20
     messages = sum(2 if line["answered"] else 1 for line in lines)
     assert output.decode().strip() == f"vscsi: {messages} messages recorded, 0 dropped"
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_recording_ends_with_the_command_that_it_runs(cli, server, directory, tmp_path, status):
+    file, url = tmp_path / "a.pcapng", f"srp:{directory}"
+    script = f'"$0" -m vscsi cdb "$1" "00 00 00 00 00 00"; exit {status}'
+    command = ["sh", "-c", script, sys.executable, url]
+    done = cli("capture", directory, "-w", file, "--", *command)
+    assert done.returncode == status, done.stderr
+    lines, _ = shown(cli, file)
+    assert "TEST UNIT READY" in [line["request"] for line in lines]
+    assert "GOOD" in done.stdout
+
+
+def test_a_command_that_cannot_be_run_is_one_line(cli, server, directory, tmp_path):
+    done = cli("capture", directory, "-w", tmp_path / "a.pcapng", "--", "/no/such/program")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("vscsi: ")
+    assert "No such file" in done.stderr
 
 
 def test_recording_ends_with_the_server_and_only_one_protocol_is_recorded(

@@ -14,7 +14,8 @@ from pcapng.blocks import EnhancedPacket, InterfaceDescription, InterfaceStatist
 import vscsi
 from vscsi.capture import writer as writer_module
 from vscsi.capture.writer import CaptureWriter
-from vscsi.transport.tap import Crossing, RingPath
+from vscsi.ring import Tap
+from vscsi.transport.tap import RingPath
 from vscsi.wire.blkif import X86_32, Operation
 from vscsi.wire.record import LayoutCode, Protocol, Way
 
@@ -39,7 +40,9 @@ def writer(file):
 
 
 def cross(writer, path, way, ring_index, in_flight, message, descriptors):
-    writer(Crossing(path, way, time.monotonic_ns(), ring_index, in_flight, message, descriptors))
+    tap = Tap(1 << 14)
+    tap.put(way, time.monotonic_ns(), ring_index, in_flight, message, descriptors)
+    writer(path, *tap.take(1 << 14), 0)
 
 
 def show_some(writer, count=3):
@@ -152,8 +155,7 @@ def test_a_stalled_reader_costs_counted_messages_and_no_time(monkeypatch, read):
         show_some(writer, 1)
         sent += 2
     assert writer.recorded + writer.dropped == sent
-    held = len(writer._queue) * writer_module.MESSAGE_OVERHEAD
-    assert held <= 100_000 + writer_module.MESSAGE_OVERHEAD
+    assert writer._waiting_bytes <= 100_000 + len(MESSAGE) + 64
     dropped = writer.dropped
     writer.end()
     with os.fdopen(reader, "rb") as stream:

@@ -12,17 +12,19 @@ from tests.tgt_glue.tcmu_kernel import CMD, RING_AT, Kernel
 from tgt_glue.tcmu import TcmuRing
 from vscsi.cli.hba_bridge import Bridge
 from vscsi.domain.memory import OutOfMemoryError
-from vscsi.target.base import Nexus, Status
+from vscsi.target.base import Function, Nexus, Status
 from vscsi.target.disk import Disk
 from vscsi.target.router import TaskRouter
 from vscsi.target.stores.memory import MemoryStore
 from vscsi.transport.call import CallInitiator
 from vscsi.transport.initiator import Buffer, TransportError
 from vscsi.wire.cdb import build
+from vscsi.wire.inquiry import VpdPage, parse_vpd
 from vscsi.wire.lun import encode
 from vscsi.wire.sense import SenseKey, parse_sense
 
 BLOCK = 512
+MOST_BYTES = 32 << 10
 HANG_S = 30
 READ_LEN = 2
 STALE = 0xEE
@@ -84,6 +86,7 @@ class Held:
     def __init__(self, pages=1 << 30):
         self.pages = pages
         self.commands = queue.SimpleQueue()
+        self.managed = queue.SimpleQueue()
         self.error = None
         self.used = 0
 
@@ -101,6 +104,11 @@ class Held:
             raise self.error
         self.commands.put(command)
 
+    def manage(self, request):
+        if self.error:
+            raise self.error
+        self.managed.put(request)
+
     def next(self):
         return self.commands.get(timeout=HANG_S)
 
@@ -113,7 +121,9 @@ def serve():
         def make(initiator):
             device = Device()
             ends = queue.SimpleQueue()
-            bridge = Bridge(device, initiator, encode(0), ends.put)
+            bridge = Bridge(
+                *(device, initiator, encode(0), ends.put), block_bytes=BLOCK, most_bytes=MOST_BYTES
+            )
             bridge.start()
             stack.callback(bridge.stop)
             device.bridge = bridge
@@ -235,6 +245,59 @@ def test_commands_wait_for_memory_and_one_too_large_is_refused(serve):
     second.done(second)
     answers = device.answers(2)
     assert sense_of(answers[3]) == (SenseKey.ILLEGAL_REQUEST, 0x55, 0x03)
+
+
+def test_what_the_kernel_gives_up_is_aborted_and_then_answered(serve):
+    held = Held(pages=1)
+    device, _ = serve(held)
+    for number in range(3):
+        device.kernel.put(number, read(number, 8), [device.area(number * 4096, 4096)])
+    device.notify()
+    first = held.next()
+    device.kernel.put_tmr(0, 1)  # sent, and waiting for memory
+    device.notify()
+    assert list(device.answers(1)) == [1]
+    abort = held.managed.get(timeout=HANG_S)
+    assert (abort.function, abort.managed, abort.lun) == (Function.ABORT_TASK, first, encode(0))
+    assert device.kernel.take() == []
+    first.error = TransportError("aborted by task management")
+    first.done(first)
+    abort.done(abort)
+    assert sense_of(device.answers(1)[0]) == (SenseKey.HARDWARE_ERROR, 0x08, 0)
+    last = held.next()
+    last.done(last)
+    assert list(device.answers(1)) == [2]
+    assert held.used == 0
+
+
+def test_an_abort_that_cannot_be_sent_leaves_the_command_to_its_end(serve):
+    held = Held()
+    device, ends = serve(held)
+    device.kernel.put(1, read(0, 1), [device.area(0, 512)])
+    device.notify()
+    command = held.next()
+    held.error = TransportError("the server is gone")
+    device.kernel.put_tmr(1)
+    device.kernel.put(2, read(0, 1), [device.area(512, 512)])
+    device.notify()
+    assert list(device.answers(1)) == [2]
+    command.error = held.error
+    command.done(command)
+    assert list(device.answers(1)) == [1]
+    assert ends.empty()
+
+
+def test_the_kernel_is_told_what_the_path_carries_and_held_to_it(disk):
+    page = build("INQUIRY", evpd=1, page_code=VpdPage.BLOCK_LIMITS, allocation_length=252)
+    disk.kernel.put(1, page, [disk.area(0, 252)])
+    disk.kernel.put(2, read(0, 65), [disk.area(4096, 65 * BLOCK)])
+    disk.notify()
+    answers = disk.answers(2)
+    assert answers[1][:3] == (READ_LEN, Status.GOOD, 64)
+    limits = parse_vpd(disk.data(0, 64))
+    assert limits.maximum_transfer_length == MOST_BYTES // BLOCK
+    assert limits.maximum_write_same_length > MOST_BYTES // BLOCK
+    assert sense_of(answers[2]) == (SenseKey.ILLEGAL_REQUEST, 0x24, 0)
 
 
 def test_a_lost_path_answers_with_errors_at_once(serve):

@@ -273,6 +273,37 @@ def test_a_mapped_reference_keeps_its_frame_whatever_the_guest_writes(
     second.unmap()
 
 
+def test_the_c_path_and_mappings_share_frames_marks_and_the_limit(guest: GuestMemory) -> None:
+    access = GuestAccess(os.dup(guest.fileno()), BACKEND, max_mapped=2)
+    frames = guest.alloc(2)
+    (reference,) = guest.grant(frames[:1], BACKEND, readonly=False)
+    in_c = access.native
+    assert in_c.map([reference], readonly=False) == frames[:1]
+    overwrite(guest, reference, PERMIT | READING | WRITING, BACKEND, frames[1])
+    mapping = access.map([reference], readonly=False)
+    mapping.pages[0][0] = 1
+    assert guest.view(frames[0])[0] == 1
+    assert access.mapped == 2
+    with pytest.raises(GrantError, match="limit is 2"):
+        in_c.map([reference], readonly=True)
+    mapping.unmap()
+    assert guest.end_access([reference]) == [reference]
+    in_c.unmap([reference], readonly=False)
+    assert guest.end_access([reference]) == []
+    access.close()
+
+
+def test_a_service_that_is_late_finds_the_memory_there(guest: GuestMemory) -> None:
+    access = GuestAccess(os.dup(guest.fileno()), BACKEND)
+    references = guest.grant(guest.alloc(1), BACKEND, readonly=False)
+    in_c = access.native
+    access.close()
+    assert access.native is None
+    guest_frames = in_c.map(references, readonly=True)
+    assert guest_frames == [TABLE_PAGES]
+    in_c.unmap(references, readonly=True)
+
+
 def test_each_mark_goes_with_the_last_mapping_that_needs_it(
     guest: GuestMemory, access: GuestAccess
 ) -> None:

@@ -4,7 +4,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pytest
 import rtslib_fb
 from click.testing import CliRunner
 
+from tests.lio.killed import fork, statuses
 from tgt_glue import names, units
 from tgt_glue.backing import block_backing, file_backing, pscsi_backing, ramdisk_backing
 from tgt_glue.configfs import CONFIGFS, attributes
@@ -30,6 +30,7 @@ VOLATILE = {"statistics", "alua", "pr"}
 TARGETCTL = Path(sys.executable).with_name("targetctl")
 MODULES = ("tcm_loop", "target_core_file", "target_core_iblock", "target_core_pscsi")
 RESERVATION_CONFLICT = 0x18
+HANG_S = 600
 
 
 def places():
@@ -127,6 +128,9 @@ def ramdisk(name="a", size=MIB, values=None):
 
 
 def test_it_loads_and_mounts_what_it_needs_but_no_disk_driver(cli):
+    fabric = CONFIGFS / "loopback"
+    if fabric.is_dir():  # of whoever used LIO before: it holds tcm_loop
+        fabric.rmdir()
     subprocess.run(["modprobe", "--remove", *MODULES, "target_core_user", "sg"], check=True)
     subprocess.run(["umount", "/sys/kernel/config"], check=True)
     with_disks = Path("/sys/module/sd_mod").exists()
@@ -411,22 +415,27 @@ def test_stock_targetcli_shows_and_edits_a_unit(image):
         Path("/run/dbus").mkdir(exist_ok=True)
         subprocess.run(["dbus-daemon", "--system", "--fork"], check=True)
 
-    def targetcli(*words):
+    def targetcli(*orders):
+        """Give orders to one shell: it takes seconds to start."""
         return subprocess.run(
-            ["targetcli", *words], check=True, capture_output=True, text=True, timeout=120
+            "targetcli",
+            input="\n".join([*orders, "exit\n"]),
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
         ).stdout
 
-    shown = targetcli("ls")
+    shown = targetcli("ls", "/backstores/fileio/vscsi-a set attribute emulate_tpu=1")
     assert f"vscsi-a .... [{image} (1.0MiB) write-thru activated]" in re.sub(
         r"\.{4,}", "....", shown
     )
     assert names.target_wwn("a", "host") in shown
     assert names.nexus_wwn(names.target_wwn("a", "host")) in shown
-    targetcli("/backstores/fileio/vscsi-a", "set", "attribute", "emulate_tpu=1")
     unit = units.find("a")
     assert unit.whole
     assert attributes(unit.storage)["emulate_tpu"] == "1"
-    targetcli(f"/loopback/{names.target_wwn('a', 'host')}/luns", "delete", "0")
+    targetcli(f"/loopback/{names.target_wwn('a', 'host')}/luns delete 0")
     assert units.find("a").shells == (f"loopback/{names.target_wwn('a', 'host')}",)
     assert units.create("a", file_backing(image), {}).units[0].whole
 
@@ -464,7 +473,7 @@ def test_a_missing_module_is_named(image):
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=HANG_S,
         )
     assert done.returncode == 2
     release = os.uname().release
@@ -478,50 +487,6 @@ def test_commands_at_the_same_time_wait_for_each_other():
     children = [fork(lambda name=name: ramdisk(name)) for name in "abcd"]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
     assert [(unit.name, unit.whole) for unit in units.units()] == [(name, True) for name in "abcd"]
-
-
-def fork(work, *, kill_at=None):
-    """Do something in a child; `kill_at`: which of its changes in configfs it does not survive.
-
-    The status is 0 if all was done.
-    """
-    child = os.fork()
-    if child:
-        return child
-    changes = 0
-
-    def audit(event, arguments):
-        nonlocal changes
-        if event not in ("os.mkdir", "os.rmdir", "os.symlink", "os.remove", "open"):
-            return
-        if event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
-            return
-        if not any(str(each).startswith(str(CONFIGFS)) for each in arguments):
-            return
-        if changes == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        changes += 1
-
-    try:
-        sys.addaudithook(audit)
-        work()
-    except BaseException:
-        os._exit(1)
-    os._exit(0)
-
-
-def statuses(work, *, prepare):
-    """Kill a command before each of its changes in turn; yield after each death."""
-    kill_at = 0
-    while True:
-        prepare()
-        _, status = os.waitpid(fork(work, kill_at=kill_at), 0)
-        if status == 0:
-            break
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        kill_at += 1
-        yield kill_at
-    assert kill_at > 4
 
 
 def test_a_command_killed_while_it_makes_leaves_what_can_be_listed_and_removed(image):

@@ -6,18 +6,19 @@ import os
 import queue
 import subprocess
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import vscsi
-from tgt_glue import sg, units
+from tgt_glue import sg, unit_port, units
 from tgt_glue.backing import block_backing, file_backing, ramdisk_backing
 from tgt_glue.configfs import CONFIGFS
-from tgt_glue.lio_unit import LioUnit
+from tgt_glue.lio_unit import LioUnit, open_sg
 from tgt_glue.nodes import hctl_of
-from tgt_glue.unit_port import UnitPort
+from tgt_glue.unit_port import UnitPort, initiator_name
 from vscsi.target.base import (
     Attribute,
     DeliveryFailure,
@@ -30,6 +31,7 @@ from vscsi.target.base import (
 )
 from vscsi.target.router import TaskRouter
 from vscsi.transport.export import Export
+from vscsi.transport.hba import TransportError
 from vscsi.wire.cdb import build
 from vscsi.wire.lun import encode
 from vscsi.wire.sense import parse_sense
@@ -147,36 +149,6 @@ def ramdisk(serve):
     return target, target.initiator()
 
 
-@pytest.fixture
-def mapped(modprobe):
-    """Make a device mapper device (no udev here makes its node), and change its table."""
-    modprobe("dm_mod", "dm_zero")
-    environment = {**os.environ, "DM_DISABLE_UDEV": "1"}
-
-    def dmsetup(*arguments):
-        subprocess.run(["dmsetup", *arguments], check=True, env=environment)
-
-    with ExitStack() as stack:
-
-        def make(name, table):
-            dmsetup("create", name, "--table", table)
-            stack.callback(dmsetup, "remove", "--retry", name)
-            return Path("/dev/mapper", name)
-
-        make.dmsetup = dmsetup
-        yield make
-
-
-@contextmanager
-def suspended(mapped, name):
-    """Have a device hold all commands."""
-    mapped.dmsetup("suspend", "--nolockfs", "--noflush", name)
-    try:
-        yield
-    finally:
-        mapped.dmsetup("resume", name)
-
-
 def wait_until(holds):
     """Poll for something that the kernel shows in sysfs alone."""
     end = time.monotonic() + HANG_S
@@ -217,7 +189,7 @@ def test_a_kernel_that_allows_it_takes_the_initiators_pages(serve):
     before = ALLOW_DIO.read_text()
     ALLOW_DIO.write_text("1")
     try:
-        target = serve(ramdisk_backing(16 * MIB))
+        target = serve(ramdisk_backing(16 * MIB), open_device=partial(open_sg, direct=True))
         initiator = target.initiator()
         data = os.urandom(256 << 10)
         assert code(initiator("WRITE(10)", lba=8, blocks=512, out=data)) == "GOOD"
@@ -272,7 +244,7 @@ def test_32_commands_are_outstanding_in_the_kernel(mapped, serve):
     node = target.unit._devices[initiator.nexus]._node.path
     busy = Path("/sys/class/scsi_device", str(hctl_of(node)), "device/device_busy")
     finished = queue.SimpleQueue()
-    with suspended(mapped, "slow"):
+    with mapped.suspended("slow"):
         for at in range(40):
             initiator.start("READ(10)", lba=8 * at, blocks=8, into=4096, done=finished.put)
         wait_until(lambda: int(busy.read_text()) == 32)
@@ -317,6 +289,34 @@ def test_persistent_reservations_hold_between_initiators_and_outlive_a_nexus(ram
     clear = {"parameter_list_length": 24, "out": KEY + bytes(16)}
     assert code(again("PERSISTENT RESERVE OUT CLEAR", **clear)) == "GOOD"
     assert code(other("WRITE(10)", **write)) == "GOOD"
+
+
+def test_registrations_are_bounded_and_ports_go_with_the_last_of_them(ramdisk, monkeypatch):
+    monkeypatch.setattr(unit_port, "MAX_REGISTERED", 3)
+    target, one = ramdisk
+    register = {"parameter_list_length": 24, "out": bytes(8) + KEY + bytes(8)}
+
+    def ports():
+        return {each.initiator for each in units.find(target.name).attachments} - {"host"}
+
+    assert code(one("PERSISTENT RESERVE OUT REGISTER", **register)) == "GOOD"
+    for name in "bc":
+        other = target.initiator(name)
+        assert code(other("PERSISTENT RESERVE OUT REGISTER", **register)) == "GOOD"
+        target.router.detach(other.nexus)
+    last = target.initiator("d")
+    assert code(last("PERSISTENT RESERVE OUT REGISTER", **register)) == "5/55/04"
+    target.router.detach(last.nexus)
+    assert len(ports()) == 3  # those of the two that left, and ours
+
+    # Who is registered may go on; when the others' registrations go, so do their ports.
+    clear = {"parameter_list_length": 24, "out": KEY + bytes(16)}
+    assert code(one("PERSISTENT RESERVE OUT REGISTER", **register)) == "RESERVATION_CONFLICT"
+    assert code(one("PERSISTENT RESERVE OUT CLEAR", **clear)) == "GOOD"
+    target.router.detach(target.initiator("e").nexus)
+    assert ports() == {initiator_name(one.nexus)}
+    target.router.detach(one.nexus)
+    assert ports() == set()
 
 
 def test_an_spc_2_reservation_ends_with_its_nexus(ramdisk):
@@ -366,7 +366,7 @@ def test_a_command_that_hangs_in_the_kernel_is_answered_in_bounded_time(mapped, 
     target = serve(block_backing(disk), timeout_s=0.5)
     initiator = target.initiator()
     initiator("READ(10)", blocks=1, into=512)
-    with suspended(mapped, "hung"):
+    with mapped.suspended("hung"):
         task = initiator("READ(10)", blocks=8, into=4096)
         assert task.delivery_failure is DeliveryFailure.TIMED_OUT
         assert initiator.manage(Function.LOGICAL_UNIT_RESET) is ServiceResponse.FAILED
@@ -379,13 +379,39 @@ def test_a_command_that_hangs_in_the_kernel_is_answered_in_bounded_time(mapped, 
     assert initiator("READ(10)", blocks=8, into=4096).context == bytes(4096)
 
 
+@pytest.mark.parametrize(("kind", "told"), [("srp", "b/08/01"), ("vscsiif", "TIME_OUT")])
+def test_a_ring_is_told_of_a_command_that_hangs(mapped, serve, monkeypatch, tmp_path, kind, told):
+    monkeypatch.setattr(sg, "GRACE_S", 0.5)
+    unit = serve(block_backing(mapped("hung", "0 131072 zero"))).unit
+    export = Export(tmp_path, {0: unit})
+    export.start()
+    try:
+        with vscsi.connect(f"{kind}:{tmp_path}") as hba:
+            lun = hba.lun(0)
+            lun.read(0, 1)
+            unit.timeout_s = 0.5
+            with mapped.suspended("hung"):
+                read = build("READ(10)", blocks=8)
+                futures = [hba.start(lun, read, data_in=4096) for _ in range(4)]
+                for future in futures:
+                    if kind == "srp":
+                        assert code(future.result(HANG_S)) == told
+                    else:
+                        with pytest.raises(TransportError, match=told):
+                            future.result(HANG_S)
+            unit.timeout_s = 30.0
+            assert lun.read(0, 8) == bytes(4096)
+    finally:
+        export.stop()
+
+
 def test_a_unit_that_is_removed_is_gone_with_commands_outstanding(mapped, serve):
     disk = mapped("leaving", "0 131072 zero")
     target = serve(block_backing(disk))
     initiator = target.initiator()
     initiator("READ(10)", blocks=1, into=512)
     finished = queue.SimpleQueue()
-    with suspended(mapped, "leaving"):
+    with mapped.suspended("leaving"):
         for _ in range(4):
             initiator.start("READ(10)", blocks=8, into=4096, done=finished.put)
         node = target.unit._devices[initiator.nexus]._node.path
@@ -404,8 +430,7 @@ def test_a_device_that_grows_is_told_to_every_initiator(mapped, serve):
     one, other = target.initiator("a"), target.initiator("b")
     target.unit.rescan()
     assert one.ready() == []
-    mapped.dmsetup("reload", "grows", "--table", "0 262144 zero")
-    mapped.dmsetup("resume", "grows")
+    mapped.load("grows", "0 262144 zero")
     target.unit.rescan()
     assert [one.ready(), other.ready()] == [["6/2a/09"], ["6/2a/09"]]
     assert code(other("READ(10)", lba=262143, blocks=1, into=512)) == "GOOD"

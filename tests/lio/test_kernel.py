@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The guest is what the other tests here take it for, and LIO answers in it."""
 
-import ctypes
 import errno
-import fcntl
 import os
 import re
 from pathlib import Path
@@ -11,59 +9,10 @@ from pathlib import Path
 import pytest
 import rtslib_fb
 
+from tests.lio.sg_io import read_by
 from tests.vm.machine import RESULTS
 
-SG_IO = 0x2285
-SG_DXFER_FROM_DEV = -3
 INQUIRY = bytes.fromhex("12 00 00 00 24 00")
-
-
-class SgIoHeader(ctypes.Structure):
-    """struct sg_io_hdr of <scsi/sg.h>."""
-
-    _fields_ = (
-        ("interface_id", ctypes.c_int),
-        ("dxfer_direction", ctypes.c_int),
-        ("cmd_len", ctypes.c_ubyte),
-        ("mx_sb_len", ctypes.c_ubyte),
-        ("iovec_count", ctypes.c_ushort),
-        ("dxfer_len", ctypes.c_uint),
-        ("dxferp", ctypes.c_void_p),
-        ("cmdp", ctypes.c_void_p),
-        ("sbp", ctypes.c_void_p),
-        ("timeout", ctypes.c_uint),
-        ("flags", ctypes.c_uint),
-        ("pack_id", ctypes.c_int),
-        ("usr_ptr", ctypes.c_void_p),
-        ("status", ctypes.c_ubyte),
-        ("masked_status", ctypes.c_ubyte),
-        ("msg_status", ctypes.c_ubyte),
-        ("sb_len_wr", ctypes.c_ubyte),
-        ("host_status", ctypes.c_ushort),
-        ("driver_status", ctypes.c_ushort),
-        ("resid", ctypes.c_int),
-        ("duration", ctypes.c_uint),
-        ("info", ctypes.c_uint),
-    )
-
-
-def inquiry(node):
-    """Return the standard INQUIRY data of an sg node."""
-    data = ctypes.create_string_buffer(36)
-    cdb = ctypes.create_string_buffer(INQUIRY, len(INQUIRY))
-    header = SgIoHeader(
-        interface_id=ord("S"),
-        dxfer_direction=SG_DXFER_FROM_DEV,
-        cmd_len=len(INQUIRY),
-        dxfer_len=len(data),
-        dxferp=ctypes.addressof(data),
-        cmdp=ctypes.addressof(cdb),
-        timeout=20_000,
-    )
-    with open(node, "rb", buffering=0) as device:
-        fcntl.ioctl(device, SG_IO, header)
-    assert (header.status, header.host_status, header.resid) == (0, 0, 0)
-    return data.raw
 
 
 def test_the_kernel_is_debians_own():
@@ -105,12 +54,13 @@ def test_lio_answers_through_an_sg_node(modprobe):
         rtslib_fb.LUN(portal, 0, disk)
         address = Path(portal.path, "address").read_text().strip()
         nodes = Path(f"/sys/class/scsi_device/{address}:0/device/scsi_generic").iterdir()
-        data = inquiry(f"/dev/{next(nodes).name}")
+        answer = read_by(f"/dev/{next(nodes).name}", INQUIRY, 36)
     finally:
         target.delete()
         disk.delete()
-    assert data[8:16] == b"LIO-ORG "
-    assert data[16:32].rstrip() == b"RAMDISK-MCP"
+    assert (answer.status, answer.host_status, answer.residual) == (0, 0, 0)
+    assert answer.data[8:16] == b"LIO-ORG "
+    assert answer.data[16:32].rstrip() == b"RAMDISK-MCP"
 
 
 def test_results_reach_the_host():

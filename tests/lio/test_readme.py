@@ -11,7 +11,7 @@ from tgt_glue.configfs import CONFIGFS
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCK = re.compile(r"^```sh lio\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TIMEOUT_S = 280
+TIMEOUT_S = 1000
 PAUSES = {
     "vscsi serve ": "until [ -S run/socket ]; do kill -0 $!; sleep 0.1; done",
     "vscsi hba ": "until grep -q ^ready: hba.log; do kill -0 $!; sleep 0.1; done",

@@ -5,13 +5,18 @@ import json
 import os
 import re
 import signal
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import vscsi
+from tests.conftest import COMMAND
 from tgt_glue import units
-from tgt_glue.backing import file_backing, ramdisk_backing
+from tgt_glue.backing import block_backing, file_backing, ramdisk_backing
 from tgt_glue.configfs import CONFIGFS
 from tgt_glue.nodes import sg_node
 from tgt_glue.sg import SgDevice, SgNode
@@ -274,6 +279,163 @@ def test_two_domains_hold_reservations_against_each_other(start, unit, run):
         assert one.command(one.lun(0), write, data_out=b"\x11" * BLOCK).status is (
             Status.RESERVATION_CONFLICT
         )
+
+
+# What comes, goes and grows.
+
+
+def hang_up(server, line):
+    """Send SIGHUP and wait until the server says what it came to."""
+    server.process.send_signal(signal.SIGHUP)
+    return server.wait_for(f"vscsi serve: {line}", "stderr")
+
+
+def attention(hba):
+    """Return what TEST UNIT READY is told first that is no news of our own nexus."""
+    for _ in range(8):
+        sense = hba.command(hba.lun(0), build("TEST UNIT READY")).decoded_sense
+        if sense is None:
+            return ""
+        if sense.asc != 0x29:
+            return f"{sense.key:x}/{sense.asc:02x}/{sense.ascq:02x}"
+    return "no end"
+
+
+def is_there(hba, number):
+    try:
+        hba.lun(number).capacity()
+    except (TransportError, ScsiError):
+        return False
+    return True
+
+
+def wait_until(holds):
+    end = time.monotonic() + BOUND_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_units_that_come_and_go_reach_every_ring(start, unit, run, image):
+    server = start("serve", "--lio", "?", "--dir", run)
+    with vscsi.connect(f"srp:{run}") as srp, vscsi.connect(f"vscsiif:{run}") as vscsiif:
+        both = (srp, vscsiif)
+        assert [attention(hba) for hba in both] == ["", ""]
+        units.create("b", ramdisk_backing(2 * MIB), {})
+        units.create("other", ramdisk_backing(MIB), {})
+        assert hang_up(server, "LUN 1").endswith(" (lio:b): 2 MiB ramdisk\n")
+        assert [attention(hba) for hba in both] == ["6/3f/0e", "6/3f/0e"]
+        assert len(srp.report_luns()) == 2
+        wait_until(lambda: is_there(vscsiif, 1))  # the handshake is over
+        data = os.urandom(BLOCK)
+        srp.lun(1).write(9, data)
+        assert vscsiif.lun(1).read(9, 1) == data
+
+        units.remove("b")
+        assert hang_up(server, "LUN 1").endswith(" (lio:b) is gone\n")
+        assert [attention(hba) for hba in both] == ["6/3f/0e", "6/3f/0e"]
+        assert not any(is_there(hba, 1) for hba in both)
+
+        # Under the same name it has the same number, also if nobody looked in between.
+        copy = image.with_name("copy.img")
+        copy.write_bytes(bytes(MIB))
+        units.create("b", file_backing(copy), {})
+        assert hang_up(server, "LUN 1").endswith(
+            f"(lio:b): 1 MiB 512-byte blocks writable fileio on {copy}\n"
+        )
+        with vscsi.connect(f"blkif:{run}?disk=1") as blkif:
+            blkif.lun(0).write(5, data)
+            assert srp.lun(1).read(5, 1) == data
+            units.remove("b")
+            units.create("b", ramdisk_backing(2 * MIB), {})
+            hang_up(server, "LUN 1 (lio:b) is gone")
+            server.wait_for("vscsi serve: LUN 1 (lio:b): 2 MiB", "stderr")
+            with pytest.raises(TransportError):
+                blkif.lun(0).read(5, 1)
+        assert srp.lun(1).read(5, 1) == bytes(BLOCK)
+        assert srp.lun(0).read(0, 1) == bytes(BLOCK)
+    status, errors = server.end(signal.SIGTERM)
+    assert status == 0, errors
+    assert {each.initiator for each in units.find("b").attachments} == {"host"}
+
+
+def test_a_device_that_grows_reaches_every_ring(start, run, mapped, modprobe):
+    modprobe("sd_mod")
+    device = mapped("grows", "0 131072 zero")
+    try:
+        units.create("a", block_backing(device), {})
+        server = start("serve", "--lio", "a", "--dir", run)
+        with ExitStack() as stack:
+            srp, vscsiif, blkif = (
+                stack.enter_context(vscsi.connect(f"{kind}:{run}"))
+                for kind in ("srp", "vscsiif", "blkif")
+            )
+            for hba in (srp, vscsiif, blkif):
+                assert hba.lun(0).capacity().blocks == 131072
+            mapped.load("grows", "0 262144 zero")
+            assert hang_up(server, "LUN 0").endswith(" (lio:a): 64 MiB -> 128 MiB\n")
+            wait_until(lambda: blkif.initiator.disk.size_bytes == 128 * MIB)
+            for hba in (srp, vscsiif, blkif):
+                assert attention(hba) == "6/2a/09"
+                assert hba.lun(0).read(262143, 1) == bytes(BLOCK)
+        assert server.end(signal.SIGTERM) == (0, "")
+    finally:
+        units.remove("a", force=True)
+        modprobe("--remove", "sd_mod")
+
+
+# Outstanding commands.
+
+
+@pytest.fixture
+def held(start, run, mapped):
+    """A served unit whose device holds its commands: server, SRP initiator, and 32 of them."""
+    device = mapped("holds", "0 131072 zero")
+    units.create("a", block_backing(device), {})
+    server = start("serve", "--lio", "a", "--dir", run)
+    with vscsi.connect(f"srp:{run}") as hba:
+        lun = hba.lun(0)
+        assert lun.read(0, 8) == bytes(4096)
+        (way,) = [each for each in units.find("a").attachments if each.initiator != "host"]
+        busy = Path("/sys/class/scsi_device", str(way.hctl), "device/device_busy")
+        with mapped.suspended("holds"):
+            read = build("READ(10)", blocks=8)
+            futures = [hba.start(lun, read, data_in=4096) for _ in range(32)]
+            wait_until(lambda: int(busy.read_text()) == 32)
+            yield server, hba, futures
+    units.remove("a", force=True)
+
+
+def test_a_killed_servers_commands_end_and_nothing_is_left(held, mapped, verb):
+    server, _, futures = held
+    server.process.send_signal(signal.SIGKILL)
+    for future in futures:
+        assert isinstance(future.exception(BOUND_S), TransportError)
+    server.process.wait(BOUND_S)
+    mapped.dmsetup("resume", "holds")
+    (left,) = json.loads(verb("lio", "list", "--json"))
+    assert (left["name"], left["whole"], left["left_over"]) == ("a", True, [])
+    assert len(left["initiators"]) == 2
+    verb("lio", "remove", "a")
+    assert json.loads(verb("lio", "list", "--json")) == []
+    assert not list(CONFIGFS.glob("loopback/naa.*"))
+
+
+def test_a_unit_removed_with_commands_outstanding_ends_them_at_once(held, mapped):
+    """LIO waits for its device; initiators don't."""
+    server, hba, futures = held
+    remove = subprocess.Popen([COMMAND, "lio", "remove", "a"], stderr=subprocess.PIPE)
+    for future in futures:
+        sense = future.result(BOUND_S).decoded_sense
+        assert (sense.key, sense.asc) == (5, 0x25)  # LOGICAL UNIT NOT SUPPORTED
+    with pytest.raises(ScsiError):
+        hba.lun(0).read(0, 1)
+    mapped.dmsetup("resume", "holds")
+    _, errors = remove.communicate(timeout=BOUND_S)
+    assert remove.returncode == 0, errors
+    assert units.units() == []
+    assert hang_up(server, "LUN 0").endswith(" (lio:a) is gone\n")
+    assert hba.report_luns() == []
 
 
 # Figures.

@@ -13,6 +13,16 @@ from vscsi.ring._core import PageMap
 HERE = Path(__file__).parent
 CORE = HERE.parents[1] / "vscsi" / "ring" / "core"
 FLAGS = ("-std=c11", "-O2", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wconversion", "-Werror")
+PARTS = {
+    "grants": ("grants", "grant"),
+    "load_loop": ("ring", "grant", "load", "load_protocols"),
+    "histogram": (),
+    "deferred": (
+        *("service", "srp", "regions", "command", "later", "unit", "tap"),
+        *("ring", "store", "transfer", "guard", "sg"),
+    ),
+}
+"""Files of the core that a program needs, where that is not ring.c alone."""
 SANITIZERS = {
     "plain": (),
     # TSan does not model fences; it checks what the indices' acquire and release order.
@@ -23,13 +33,14 @@ SANITIZERS = {
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Build tests/ring/NAME.c with ring.c under a sanitizer, run it, return what it printed."""
+    """Build tests/ring/NAME.c with what it needs under a sanitizer, run it, return its output."""
     directory = tmp_path_factory.mktemp("programs")
 
     def run(name: str, sanitizer: str, *arguments: object) -> str:
         binary = directory / f"{name}-{sanitizer}"
         if not binary.exists():
-            sources = [str(HERE / f"{name}.c"), str(CORE / "ring.c")]
+            core = (str(CORE / f"{each}.c") for each in PARTS.get(name, ("ring",)))
+            sources = [str(HERE / f"{name}.c"), *core]
             command = ["gcc", *FLAGS, *SANITIZERS[sanitizer], "-pthread", f"-I{CORE}", *sources]
             subprocess.run([*command, "-o", str(binary)], check=True)
         command = [str(binary), *map(str, arguments)]

@@ -4,6 +4,8 @@
 import itertools
 import os
 import queue
+import shutil
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,20 @@ def direct_folder(tmp_path):
         if not _does_direct_io(Path(name)):
             pytest.skip("no file system here takes O_DIRECT")
         yield Path(name)
+
+
+@pytest.fixture
+def small_file_system(tmp_path):
+    """A real file system of 256 KiB: a tmpfs, or what a user namespace lets us mount."""
+    if os.geteuid() or not shutil.which("mount"):
+        pytest.skip("mounting a tmpfs takes root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this container does not let root mount a tmpfs")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 @dataclass

@@ -2,9 +2,6 @@
 """WRITE SAME, UNMAP, FORMAT UNIT; running out of space."""
 
 import errno
-import os
-import shutil
-import subprocess
 
 import pytest
 
@@ -196,20 +193,6 @@ def test_an_error_of_a_discard_below_is_never_acknowledged(full):
     full.store.errors["discard"] = errno.ENOSPC
     assert full.run("WRITE SAME(16)", lba=0, blocks=1, unmap=1, ndob=1).code == "7/27/07"
     assert full.run("FORMAT UNIT").code == "7/27/07"
-
-
-@pytest.fixture
-def small_file_system(tmp_path):
-    """A real file system of 256 KiB: a tmpfs, or what a user namespace lets us mount."""
-    if os.geteuid() or not shutil.which("mount"):
-        pytest.skip("mounting a tmpfs takes root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path)], check=False
-    )
-    if mounted.returncode:
-        pytest.skip("this container does not let root mount a tmpfs")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_a_full_file_system_is_a_space_allocation_failure(make_setup, small_file_system):

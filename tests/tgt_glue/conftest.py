@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A kernel for the glue's tests: what an sg node does with what is written to it, in this process.
 
-A socket pair stands for an open file, so writing, polling and reading are real. The header is laid
-out here a second time, from <scsi/sg.h>, independently of the code under test.
+A socket pair stands for an open file, so writing, polling and reading are real.
 """
 
 import contextlib
@@ -15,6 +14,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.tgt_glue.sg_header import (
+    DIRECT_IO,
+    FROM_DEVICE,
+    MMAP_IO,
+    NO_DATA,
+    TO_DEVICE,
+    Header,
+    Iovec,
+)
 from tgt_glue.lio_unit import LioUnit
 from tgt_glue.sg import SgDevice, Traits
 from vscsi.target.base import Nexus, Task
@@ -25,45 +33,8 @@ from vscsi.transport.call import CallInitiator
 from vscsi.transport.hba import Hba
 from vscsi.wire.lun import encode
 
-TO_DEVICE, FROM_DEVICE, NO_DATA = -2, -3, -1
-DIRECT_IO, MMAP_IO = 0x01, 0x04
 STALE = 0xEE
 """What the kernel's buffers hold where a command has put nothing."""
-
-
-class Header(ctypes.Structure):
-    """struct sg_io_hdr."""
-
-    _fields_ = (
-        ("interface_id", ctypes.c_int),
-        ("dxfer_direction", ctypes.c_int),
-        ("cmd_len", ctypes.c_ubyte),
-        ("mx_sb_len", ctypes.c_ubyte),
-        ("iovec_count", ctypes.c_ushort),
-        ("dxfer_len", ctypes.c_uint),
-        ("dxferp", ctypes.c_void_p),
-        ("cmdp", ctypes.c_void_p),
-        ("sbp", ctypes.c_void_p),
-        ("timeout", ctypes.c_uint),
-        ("flags", ctypes.c_uint),
-        ("pack_id", ctypes.c_int),
-        ("usr_ptr", ctypes.c_void_p),
-        ("status", ctypes.c_ubyte),
-        ("masked_status", ctypes.c_ubyte),
-        ("msg_status", ctypes.c_ubyte),
-        ("sb_len_wr", ctypes.c_ubyte),
-        ("host_status", ctypes.c_ushort),
-        ("driver_status", ctypes.c_ushort),
-        ("resid", ctypes.c_int),
-        ("duration", ctypes.c_uint),
-        ("info", ctypes.c_uint),
-    )
-
-
-class Iovec(ctypes.Structure):
-    """struct sg_iovec."""
-
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
 @dataclass
@@ -102,6 +73,7 @@ class FakeNode:
     max_bytes: int = 1 << 20
     max_pages: int = 256
     direct_io: bool = False
+    max_reserve: int = 1 << 20
     sent: list = field(default_factory=list)
     resets: list = field(default_factory=list)
     reserves: dict = field(default_factory=dict)
@@ -138,6 +110,8 @@ class FakeNode:
 
     def reserve(self, descriptor, size):
         """Map a buffer that both sides have."""
+        if size > self.max_reserve:
+            raise OSError(12, "Cannot allocate memory")
         self.reserves[descriptor] = buffer = mmap.mmap(-1, size)
         return buffer
 
@@ -146,6 +120,9 @@ class FakeNode:
         if self.reset_error is not None:
             raise self.reset_error
         self.resets.append(descriptor)
+
+    def native(self):
+        """Have nothing to do with C, which needs a real one."""
 
     def stop(self):
         """End the kernel's side."""
@@ -188,9 +165,10 @@ class FakeNode:
             if header.flags & MMAP_IO:
                 assert not header.dxferp
                 self.reserves[descriptor][: len(whole)] = whole
-            else:
-                assert header.flags & DIRECT_IO
+            elif header.flags & DIRECT_IO:
                 ctypes.memmove(header.dxferp, reply.data, len(reply.data))
+            else:
+                ctypes.memmove(header.dxferp, whole, len(whole))
         header.status = reply.status
         header.host_status = reply.host
         header.driver_status = reply.driver
@@ -282,6 +260,7 @@ class FakePort:
         self.nodes = {}
         self.gone = []
         self.error = None
+        self.full = False
 
     def attach(self, nexus):
         """Make a node; its "path" is the nexus."""
@@ -294,6 +273,10 @@ class FakePort:
     def detach(self, nexus):
         """Note it."""
         self.gone.append(nexus)
+
+    def may_register(self, nexus):
+        """Say whether there is room."""
+        return not self.full
 
     def stop(self):
         """End all nodes."""

@@ -5,6 +5,7 @@ import struct
 
 RING_AT, DATA_BYTES = 4096, 1 << 16
 PAD, CMD, TMR = 0, 1, 2
+ABORT_TASK = 1
 READ_10 = bytes.fromhex("28 00 00 00 00 08 00 00 08 00")
 
 
@@ -61,6 +62,15 @@ class Kernel:
         entry += b"".join(struct.pack("<QQ", *area) for area in areas)
         self.put_raw(entry.ljust(base, b"\xee") + cdb.ljust(length - base, b"\0"))
         return True
+
+    def put_tmr(self, *cmd_ids, count=None):
+        """Put a notice that commands are to be aborted."""
+        count = len(cmd_ids) if count is None else count
+        entry = struct.pack("<BxxxI16x", ABORT_TASK, count) + struct.pack(
+            f"<{len(cmd_ids)}H", *cmd_ids
+        )
+        length = 8 + -(-len(entry) // 8) * 8
+        self.put_raw((struct.pack("<IHBB", length | TMR, 0, 0, 0) + entry).ljust(length, b"\0"))
 
     def take(self):
         """Return the answers up to cmd_tail: (cmd_id, uflags, status, read_len, sense)."""

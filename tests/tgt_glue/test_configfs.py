@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tgt_glue import names
-from tgt_glue.configfs import attributes, read_state
+from tgt_glue.configfs import attributes, read_state, registered
 from tgt_glue.nodes import Hctl
 from vscsi.wire.errors import SetupError
 
@@ -219,3 +219,22 @@ def test_what_may_not_be_read_says_so(tree, monkeypatch):
     monkeypatch.setattr(type(path), "read_text", refuse)
     with pytest.raises(SetupError, match="Permission denied; run it as root"):
         read_state(tree.root)
+
+
+def test_who_is_registered_is_known_unless_it_takes_more_than_a_page(tree):
+    tree.storage("vscsi-a")
+    storage = read_state(tree.root).units["a"].storage
+    assert registered(storage) is None  # it is just leaving
+    entry = storage.path / "pr/res_pr_registered_i_pts"
+    entry.parent.mkdir()
+    entry.write_text("SPC-3 PR Registrations:\nNone\n")
+    assert registered(storage) == frozenset()
+    line = "{} Node: {}{} Key: 0x0000000000000001 PRgen: 0x00000001\n"
+    lines = [
+        line.format("loopback", "naa.5001405123456789", ""),
+        line.format("iSCSI", "iqn.2026-01.org.example:a", ",i,0x00023d000001"),
+    ]
+    entry.write_text("SPC-3 PR Registrations:\n" + "".join(lines))
+    assert registered(storage) == {"naa.5001405123456789", "iqn.2026-01.org.example:a"}
+    entry.write_text("SPC-3 PR Registrations:\n" + lines[0] * 46)
+    assert registered(storage) is None

@@ -4,10 +4,12 @@
 import os
 import queue
 import threading
+from pathlib import Path
 
 import pytest
 
 from tgt_glue import sg
+from tgt_glue.lio_unit import open_sg
 from vscsi import connect
 from vscsi.target.base import (
     Attribute,
@@ -20,9 +22,10 @@ from vscsi.target.base import (
 )
 from vscsi.transport.export import Export
 from vscsi.transport.hba import TransportError
-from vscsi.wire.cdb import build
+from vscsi.wire.cdb import build, named
 from vscsi.wire.errors import SetupError
 from vscsi.wire.lun import encode
+from vscsi.wire.opcodes import DeviceType
 from vscsi.wire.parameters import parse_report_luns
 from vscsi.wire.sense import Sense, parse_sense
 
@@ -351,27 +354,77 @@ def test_a_reservation_goes_with_the_nexus(make_setup, reply):
     assert [sent.cdb[0] for sent in hba.node.sent] == [0x16, 0x17]
 
 
-def test_a_port_with_a_registration_outlives_the_nexus(make_setup, reply):
-    """SPC-5 5.14: registrations are kept across an I_T nexus loss."""
+REGISTRATIONS = ["REGISTER", "REGISTER AND IGNORE EXISTING KEY", "REGISTER AND MOVE"]
+
+
+@pytest.mark.parametrize("action", REGISTRATIONS)
+def test_a_registration_that_there_is_no_room_for_is_refused(make_setup, reply, action):
+    """SPC-5 5.14.7: INSUFFICIENT REGISTRATION RESOURCES."""
     setup = make_setup(executes({}, reply))
     hba = setup.hba()
-    cdb = build("PERSISTENT RESERVE OUT REGISTER", parameter_list_length=24)
-    hba.command(LUN, cdb, data_out=bytes(24))
-    hba.close()
-    assert not setup.port.gone
+    cdb = build(f"PERSISTENT RESERVE OUT {action}", parameter_list_length=24)
+    setup.port.full = True
+    assert code(hba.command(LUN, cdb, data_out=bytes(24))) == "5/55/04"
+    assert not hba.node.sent
+    other = build("PERSISTENT RESERVE OUT CLEAR", parameter_list_length=24)
+    assert code(hba.command(LUN, other, data_out=bytes(24))) == "GOOD"
+    setup.port.full = False
+    assert code(hba.command(LUN, cdb, data_out=bytes(24))) == "GOOD"
 
 
-def test_another_size_reaches_every_nexus(make_setup, reply):
+def test_a_port_whose_node_cannot_be_opened_is_given_back(make_setup, caplog):
+    setup = make_setup()
+    setup.unit._open_device = lambda path: open_sg(Path("/nowhere"))
+    setup.hba()
+    assert "open /nowhere: No such file" in caplog.text
+    assert setup.port.gone == [Nexus("a", "target")]
+
+
+@pytest.mark.parametrize("known_by", ["READ CAPACITY(16)", "a rescan"])
+def test_another_size_reaches_every_nexus(make_setup, reply, known_by):
     sizes = [CAPACITY_512]
     setup = make_setup(executes({0x25: lambda _: reply(sizes[-1])}, reply))
     one, other = setup.hba("one"), setup.hba("other")
-    setup.unit.rescan()
+    if known_by == "READ CAPACITY(16)":
+        one.command(LUN, build("READ CAPACITY(16)", allocation_length=32), data_in=32)
+    else:
+        setup.unit.rescan()
     assert code(one.command(LUN, TEST_UNIT_READY)) == "GOOD"
     sizes.append(bytes.fromhex("00001fff00000200"))
     setup.unit.rescan()
     for hba in (one, other):
         assert code(hba.command(LUN, TEST_UNIT_READY)) == "6/2a/09"
         assert code(hba.command(LUN, TEST_UNIT_READY)) == "GOOD"
+
+
+@pytest.mark.parametrize(("asc", "told"), [(0x28, "6/28/00"), (0x2A, "6/2a/09")])
+def test_what_a_device_tells_one_nexus_all_are_told(make_setup, reply, asc, told):
+    """A passed-through device has one initiator, the host: its unit attention comes once."""
+    pending = [Sense(6, asc, 0x09 if asc == 0x2A else 0).build()]
+
+    def synchronize(_):
+        return reply(b"", 2, pending.pop(), driver=8) if pending else reply()
+
+    setup = make_setup(executes({0x25: reply(CAPACITY_512), 0x35: synchronize}, reply))
+    one, other = setup.hba("one"), setup.hba("other")
+    seen = []
+    setup.unit.attentions.observe(lambda sense, nexuses: seen.append((sense.asc, [*nexuses])))
+    assert code(one.command(LUN, build("SYNCHRONIZE CACHE(10)"))) == told
+    assert seen == [(asc, [other.nexus])]
+    assert code(other.command(LUN, TEST_UNIT_READY)) == told
+    assert {code(hba.command(LUN, TEST_UNIT_READY)) for hba in (one, other)} == {"GOOD"}
+
+
+def test_another_size_is_not_missed_behind_another_attention(make_setup, reply):
+    """Whatever else LIO had to tell in between."""
+    replies = {0x25: reply(CAPACITY_512), 0x35: reply(b"", 2, Sense(6, 0x29, 7).build(), driver=8)}
+    setup = make_setup(executes(replies, reply))
+    hba = setup.hba()
+    setup.unit.rescan()
+    hba.command(LUN, build("SYNCHRONIZE CACHE(10)"))
+    replies[0x25] = reply(bytes.fromhex("00001fff00000200"))
+    setup.unit.rescan()
+    assert code(hba.command(LUN, TEST_UNIT_READY)) == "6/2a/09"
 
 
 def test_an_attention_that_a_rescan_met_is_passed_on(make_setup, reply):
@@ -422,6 +475,45 @@ def test_a_size_that_cannot_be_is_a_delivery_failure(make_setup, reply):
     hba = setup.hba()
     task = submit(setup, hba.nexus, build("READ(10)", blocks=1))
     assert task.delivery_failure is DeliveryFailure.FAILED
+
+
+# A tape's READ may come with data and CHECK CONDITION (SSC-4).
+
+
+@pytest.mark.parametrize(
+    ("fixed", "asked", "sense", "residual", "came"),
+    [
+        (0, 10, Sense(0, 0, 0, information=4, ili=True), 4, 6),
+        (0, 10, Sense(0, 0, 0, information=4, ili=True), 0, 6),
+        (0, 10, Sense(0, 0, 0, information=2, ili=True), 4, 6),
+        (0, 10, Sense(0, 0, 0, information=0xFFFF_FFF0, ili=True), 0, 10),
+        (0, 10, Sense(0, 0, 1, information=10, filemark=True), 10, 0),
+        (0, 10, Sense(0, 0, 2, information=0, eom=True), 0, 10),
+        (1, 5, Sense(0, 0, 1, information=2, filemark=True), 4, 6),
+        (1, 5, Sense(0, 0, 1, information=9, filemark=True), 0, 0),
+        (0, 10, Sense(0, 0, 0, information=4), 4, 0),
+        (0, 10, Sense(0, 0, 0, ili=True), 4, 0),
+        (0, 10, Sense(8, 0, 5, information=4), 0, 0),
+        (0, 10, Sense(3, 0x11, 0, information=4, ili=True), 0, 0),
+    ],
+)
+def test_what_a_tape_read_before_a_mark_arrives_with_the_sense(
+    make_setup, reply, tmp_path, fixed, asked, sense, residual, came
+):
+    answer = reply(b"0123456789", 2, sense.build(), driver=8, residual=residual)
+    unit = make_setup(executes({0x08: answer}, reply), device_type=1).router.remove(0)
+    read = build(named("READ(6)", DeviceType.TAPE), fixed=fixed, transfer_length=asked)
+    export = Export(tmp_path, {0: unit})
+    export.start()
+    try:
+        for kind in ("srp", "vscsiif"):
+            with connect(f"{kind}:{tmp_path}") as hba:
+                hba.command(LUN, TEST_UNIT_READY)
+                told = hba.command(LUN, read, data_in=10)
+                assert (told.status, told.sense) == (Status.CHECK_CONDITION, sense.build())
+                assert (told.residual, told.data) == (10 - came, b"0123456789"[:came])
+    finally:
+        export.stop()
 
 
 # Over the rings.

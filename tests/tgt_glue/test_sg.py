@@ -115,6 +115,19 @@ def test_reserve_buffers_grow_to_what_is_wanted(make_node, make_device, reply):
     assert node.opened == 2
 
 
+def test_without_a_reserve_buffer_stale_bytes_stay_here_too(make_node, make_device, reply):
+    """sd_mod lowers the limit of what can be mapped while it looks at a disk."""
+    node = make_node(lambda sent: reply(b"new"), max_reserve=65536)
+    device = make_device(node)
+    for wanted, flags in ((100_000, AT_TAIL), (8, AT_TAIL)):
+        room = bytearray(b"." * wanted)
+        answer = device.execute(
+            READ_2, timeout_s=20, into=[memoryview(room)], wanted=wanted, all_or_nothing=True
+        )
+        assert (answer.arrived, room) == (3, b"new".ljust(wanted, b"."))
+        assert node.sent[-1].flags == flags
+
+
 def test_direct_io_takes_one_aligned_run_of_a_command_that_moves_all(
     make_node, make_device, reply, page_buffer
 ):
@@ -188,6 +201,33 @@ def test_a_command_that_the_kernel_keeps_is_let_go_of(make_node, make_device, re
         pass
     assert room == b"." * 9
     device.reset()
+
+
+@pytest.mark.parametrize("way", ["out", "into"])
+def test_direct_io_is_never_let_go_of(make_node, make_device, reply, page_buffer, monkeypatch, way):
+    """The initiator would have its pages back while the kernel still works on them."""
+    monkeypatch.setattr(sg, "GRACE_S", 0.0)
+    begun, end = threading.Event(), threading.Event()
+
+    def execute(sent):
+        begun.set()
+        assert end.wait(30)
+        return reply(bytes(sent.length))
+
+    device = make_device(make_node(execute, direct_io=True))
+    views = {way: [page_buffer(4096)], "wanted": 4096 if way == "into" else 0}
+    answers = []
+
+    def run():
+        answers.append(device.execute(READ_2, timeout_s=0, all_or_nothing=True, **views))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(30)
+    assert (answers, device.lost) == ([], 0)
+    end.set()
+    thread.join(30)
+    assert answers[0].status == 0
 
 
 def test_a_kernel_that_ends_nothing_gets_no_more(make_node, make_device, monkeypatch):

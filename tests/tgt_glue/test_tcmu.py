@@ -39,6 +39,9 @@ def test_the_layout_is_the_kernel_headers(tmp_path):
         ("tcmu_cmd_entry", "rsp.scsi_status"): 8,
         ("tcmu_cmd_entry", "rsp.read_len"): 12,
         ("tcmu_cmd_entry", "rsp.sense_buffer"): 16,
+        ("tcmu_tmr_entry", "tmr_type"): 8,
+        ("tcmu_tmr_entry", "cmd_cnt"): 12,
+        ("tcmu_tmr_entry", "cmd_ids"): 32,
     }
     checks = [
         f'_Static_assert(offsetof(struct {name}, {field}) == {offset}, "{field}");'
@@ -111,6 +114,21 @@ def test_only_outstanding_commands_are_answered_and_once(kernel):
     ring.answer(1, Answer(0))
     with pytest.raises(ValueError, match="no command 1"):
         ring.answer(1, Answer(0))
+
+
+def test_commands_that_the_kernel_gives_up_still_want_an_answer(kernel):
+    for cmd_id in (1, 2, 0x1234):
+        kernel.put(cmd_id)
+    ring = ring_of(kernel)
+    ring.take()
+    ring.answer(2, Answer(0))
+    kernel.put_tmr(2, 0x1234, 77)
+    assert (ring.given_up(), ring.take()) == ([], [])
+    assert (ring.given_up(), ring.given_up()) == ([0x1234], [])
+    ring.answer(1, Answer(0))
+    ring.answer(0x1234, Answer(2))
+    assert [answer[0] for answer in kernel.take()] == [2, 1, 0x1234]
+    assert kernel.tail == kernel.head
 
 
 def test_unknown_entries_are_marked_and_others_passed(kernel):
@@ -191,6 +209,10 @@ BROKEN = {
     "no length": struct.pack("<IHBB", 0 | PAD, 0, 0, 0),
     "longer than what is there": struct.pack("<IHBB", 64 | PAD, 0, 0, 0),
     "longer than the ring": struct.pack("<IHBB", (1 << 30) | CMD, 0, 0, 0),
+    "a TMR cut short": struct.pack("<IHBB", 24 | TMR, 0, 0, 0).ljust(24, b"\0"),
+    "a TMR of more commands than there are": struct.pack(
+        "<IHBBIIQQ", 32 | TMR, 0, 0, 0, 1, 1, 0, 0
+    ),
     "too short for an answer": struct.pack("<IHBB", 8 | CMD, 0, 0, 0),
 }
 

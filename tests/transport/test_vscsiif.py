@@ -309,6 +309,7 @@ def test_ordered_commands_are_all_simple(host, server):
         "T",
         (),
         {
+            "units": dict,  # none that the C path knows
             "submit": lambda task: (tasks.append(task.attribute), submit(task)),
             "detach": server.export.router.detach,
         },

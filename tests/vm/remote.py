@@ -25,7 +25,7 @@ from tests.vm.machine import RESULTS, Guest
 IN_VM = "VSCSI_IN_VM" in os.environ
 REPORTS_FD = 3
 """Where the guest's pytest sends reports: its standard output as the machine gave it."""
-TEST_TIMEOUT_S = 300
+TEST_TIMEOUT_S = 1200
 """Only a test that hangs, in the guest's kernel perhaps, takes that long; boot is within it."""
 COVERAGE = os.environ.get("VSCSI_COVERAGE")
 """A file on the host for the coverage data of the guest's pytest, if that is wanted."""

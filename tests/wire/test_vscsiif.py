@@ -58,6 +58,7 @@ def test_response():
     slot = vscsiif.build_response(rqid=5, rslt=vscsiif.pack_rslt(2), sense_buffer=b"\x70\0\x05")
     response = vscsiif.parse_response(slot)
     assert (response.sense_len, response.sense_buffer[:4]) == (3, b"\x70\0\x05\0")
+    assert vscsiif.parse_response(slot[:108]) == response
     with pytest.raises(ValueError, match="sense_buffer"):
         vscsiif.build_response(sense_buffer=bytes(97))
 
@@ -67,7 +68,7 @@ def test_rslt(status, host):
     assert vscsiif.unpack_rslt(vscsiif.pack_rslt(status, host)) == (status, host)
 
 
-@pytest.mark.parametrize("size", [0, 251, 253])
+@pytest.mark.parametrize("size", [0, 107, 109, 251, 253])
 def test_slots_of_another_size_are_refused(size):
     with pytest.raises(WireError):
         vscsiif.parse_request(bytes(size))

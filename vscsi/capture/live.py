@@ -47,6 +47,7 @@ class LiveCaptures:
         with self._lock:
             self._closed = True
             writers = [writer for writer, _ in self._running.values()]
+        self._tap.flush()
         for writer in writers:
             writer.end()
         for writer in writers:
@@ -91,6 +92,7 @@ class LiveCaptures:
             if number not in self._running:
                 raise StoreError("ENOENT")
             capture, _ = self._running[number]
+        self._tap.flush()
         capture.end()
         return b"", ()
 

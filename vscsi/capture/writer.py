@@ -13,16 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
-from vscsi.transport.tap import Crossing, RingPath
+from vscsi.ring import tap_packets
+from vscsi.transport.tap import RingPath
 from vscsi.wire import pcapng
-from vscsi.wire.record import Protocol, build_record
+from vscsi.wire.record import Protocol
 
 MAX_WAITING_BYTES = 16 << 20
-"""Messages that wait to be written; what comes beyond that is dropped and counted."""
-MESSAGE_OVERHEAD = 512
-"""Bytes that a waiting message counts for beside its own."""
-BATCH = 256
-"""Messages written at once."""
+"""Packets that wait to be written; what comes beyond that is dropped and counted."""
 END_S = 10.0
 """After `end`, a reader that has not taken the rest by then is given up."""
 
@@ -53,47 +50,39 @@ class _Ring:
 
 
 @dataclass(frozen=True, slots=True)
-class _Message:
+class _Batch:
     """One call of the tap."""
 
+    path: RingPath
     interface: int
     first: bool
     """Whether the ring is to be described before it."""
     lost: int
-    time_ns: int
-    """Of the wall clock."""
-    crossing: Crossing
+    entries: bytes
 
-    @property
-    def cost(self) -> int:
-        """Bytes that it counts for."""
-        return MESSAGE_OVERHEAD + len(self.crossing.message) + len(self.crossing.descriptors)
-
-    def blocks(self) -> bytes:
-        """Return its pcapng block, and before a ring's first the one that describes the ring."""
-        crossing, path = self.crossing, self.crossing.path
-        record = build_record(
+    def blocks(self, clock_offset_ns: int) -> bytes:
+        """Return its pcapng blocks, and before a ring's first the one that describes the ring."""
+        path = self.path
+        packets = tap_packets(
+            self.entries,
+            interface=self.interface,
+            clock_offset_ns=clock_offset_ns,
+            lost=self.lost,
             protocol=path.protocol,
-            direction=crossing.way,
             layout=path.layout,
             domain=path.domain,
             device=path.device,
             queue=path.queue,
-            in_flight=min(crossing.in_flight, 0xFFFF),
-            ring_index=crossing.ring_index,
-            message=crossing.message,
-            segments=crossing.descriptors,
         )
-        block = pcapng.packet(self.interface, self.time_ns, record, self.lost)
         if not self.first:
-            return block
+            return packets
         name = f"{path.protocol.name.lower()}-{path.domain}-{path.device}"
         parameters = " ".join(f"{key}={value}" for key, value in path.parameters)
-        return pcapng.interface(name, parameters) + block
+        return pcapng.interface(name, parameters) + packets
 
 
 class CaptureWriter:
-    """A `Tap` listener that writes pcapng from a thread of its own.
+    """A tap's listener that writes pcapng from a thread of its own.
 
     Each ring is an interface, described by its path and negotiated parameters. A message that
     finds too many waiting is dropped: the ring's next one says how many were lost, the statistics
@@ -120,46 +109,48 @@ class CaptureWriter:
         self._sink = sink
         self._rings: dict[RingPath, _Ring] = {}
         self._described = 0
-        self._queue: deque[_Message] = deque()
+        self._queue: deque[_Batch] = deque()
         self._waiting_bytes = 0
         self._ending = False
         self._deadline = math.inf
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # The wall clock's time at the start, carried on by a clock that never steps.
-        self._clock_offset = time.time_ns() - time.monotonic_ns()
+        self._clock_offset_ns = time.time_ns() - time.monotonic_ns()
         os.set_blocking(sink.fileno(), False)
         self._thread = threading.Thread(
             target=self._run, args=(application,), name="capture", daemon=True
         )
         self._thread.start()
 
-    def __call__(self, crossing: Crossing) -> None:
-        """Take one message (a `Tap`)."""
-        if self._only is not None and crossing.path.protocol is not self._only:
+    def __call__(self, path: RingPath, entries: bytes, count: int, dropped: int) -> None:
+        """Take what crossed a ring (`vscsi.transport.tap.Listener`)."""
+        if self._only is not None and path.protocol is not self._only:
             return
         with self._lock:
             if self._ending:
                 return
-            ring = self._rings.setdefault(crossing.path, _Ring())
-            ring.received += 1
-            if self._waiting_bytes >= MAX_WAITING_BYTES:
-                ring.dropped += 1
-                ring.lost += 1
-                self.dropped += 1
+            ring = self._rings.setdefault(path, _Ring())
+            full = self._waiting_bytes >= MAX_WAITING_BYTES
+            left_out = dropped + (count if full else 0)
+            ring.received += count + dropped
+            ring.dropped += left_out
+            self.dropped += left_out
+            if full:
+                ring.lost += count
+                return
+            if not count:
                 return
             first = ring.number is None
             if ring.number is None:
                 ring.number = self._described
                 self._described += 1
-            time_ns = crossing.time_ns + self._clock_offset
-            taken = _Message(ring.number, first, ring.lost, time_ns, crossing)
-            ring.lost = 0
-            self.recorded += 1
-            self._waiting_bytes += taken.cost
             if not self._queue:
                 os.eventfd_write(self._wake, 1)
-            self._queue.append(taken)
+            self._queue.append(_Batch(path, ring.number, first, ring.lost, entries))
+            self._waiting_bytes += len(entries)
+            self.recorded += count
+            ring.lost = 0
 
     def end(self) -> None:
         """Take no more messages, and have what waits written; does not wait for that."""
@@ -174,16 +165,13 @@ class CaptureWriter:
         self.end()
         self._thread.join()
 
-    def _now(self) -> int:
-        return time.monotonic_ns() + self._clock_offset
-
     def _run(self, application: str) -> None:
         try:
             self._write(pcapng.section(application))
             while batch := self._take():
-                self._write(b"".join(message.blocks() for message in batch))
+                self._write(batch.blocks(self._clock_offset_ns))
                 with self._lock:
-                    self._waiting_bytes -= sum(message.cost for message in batch)
+                    self._waiting_bytes -= len(batch.entries)
             self._write(self._statistics())
         except OSError as error:
             self.error = error
@@ -197,16 +185,15 @@ class CaptureWriter:
             self._sink.close()
             self._on_end()
 
-    def _take(self) -> list[_Message]:
-        """Wait for messages; none if there are none and none will come. OSError: no reader."""
+    def _take(self) -> _Batch | None:
+        """Wait for messages; None if there are none and none will come. OSError: no reader."""
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(self._sink.fileno(), 0)  # a pipe whose reader is gone says so unasked
         while True:
             with self._lock:
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH))]
-                if batch or self._ending:
-                    return batch
+                if self._queue or self._ending:
+                    return self._queue.popleft() if self._queue else None
             if any(fd != self._wake for fd, _ in poll.poll()):
                 raise BrokenPipeError(errno.EPIPE, "its reader is gone")
             os.eventfd_read(self._wake)
@@ -224,7 +211,7 @@ class CaptureWriter:
 
     def _statistics(self) -> bytes:
         """Return what became of the messages of each ring that the file describes."""
-        now = self._now()
+        now = time.monotonic_ns() + self._clock_offset_ns
         return b"".join(
             pcapng.statistics(ring.number, now, ring.received, ring.dropped)
             for ring in self._rings.values()

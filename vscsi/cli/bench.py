@@ -18,7 +18,7 @@ from vscsi.bench import compare as engine
 from vscsi.bench.load import Load
 from vscsi.bench.result import Comparison
 from vscsi.bench.table import table
-from vscsi.bench.workload import MODES, writes
+from vscsi.bench.workload import MAX_RATE_PER_S, MODES, writes
 from vscsi.cli.lio_units import connect, is_lio_path
 from vscsi.cli.options import PathType, Size, lun_option, unit_path
 from vscsi.wire.errors import SetupError
@@ -86,6 +86,26 @@ class BenchPathType(PathType):
     show_default=True,
     help="Run before each turn, and not measured.",
 )
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, MAX_RATE_PER_S, min_open=True),
+    metavar="NUMBER",
+    help="Commands that come a second, whatever the path does (rings alone; default: closed loop).",
+)
+@click.option(
+    "--load",
+    "generator",
+    type=click.Choice(("native", "python")),
+    default="native",
+    show_default=True,
+    help="Generate it in C where there is a ring, or in Python everywhere.",
+)
+@click.option(
+    "--pin",
+    type=click.IntRange(0),
+    metavar="CPU",
+    help="Generate the load of rings on this CPU.",
+)
 @click.option("--seed", type=int, default=0, help="Of offsets, mix and data (default 0).")
 @lun_option
 @click.option(
@@ -119,6 +139,9 @@ def bench(
     runtime: float,
     rounds: int,
     ramp_time: float,
+    rate: float | None,
+    generator: str,
+    pin: int | None,
     seed: int,
     lun: int,
     limit: Path | None,
@@ -130,7 +153,8 @@ def bench(
     A PATH is srp:DIR, vscsiif:DIR or blkif:DIR, where `vscsi serve` serves DIR, or call:IMAGE,
     the same target without a ring. lio:NAME (a unit of `vscsi lio`) and sg:/dev/sgN send to the
     kernel what a ring's backend would send, without a ring. Options have fio's names. A closed
-    loop keeps --iodepth commands outstanding on one path at a time; paths take turns.
+    loop keeps --iodepth commands outstanding on one path at a time; with --rate commands come at
+    their time instead, and up to --iodepth are outstanding. Paths take turns.
 
     Exit status: 0; 1 if a command or a path failed meanwhile (the rest is shown); 2 if it could
     not begin.
@@ -143,8 +167,10 @@ def bench(
         raise click.UsageError(f"--rw {mode} destroys data on every PATH: add --yes-overwrite")
     if rwmixread is not None and not mode.endswith("rw"):
         raise click.UsageError(f"--rwmixread goes with rw and randrw, not with {mode}")
+    if rate is not None and limit is not None:
+        raise click.UsageError("--limit is the most that could be reached: not with --rate")
     wish = engine.Wish(
-        mode, bs, iodepth, offset, size, 50 if rwmixread is None else rwmixread, seed
+        mode, bs, iodepth, offset, size, 50 if rwmixread is None else rwmixread, seed, rate
     )
     # LUN 0 needs no translation, and the path keeps the name that it was given.
     units = [unit_path(path, lun) if lun and not is_lio_path(path) else (path, 0) for path in paths]
@@ -152,7 +178,9 @@ def bench(
     with (
         writer(json_file) as out,
         Interruptible() as interrupt,
-        engine.opened(units, wish, limit=limit, connect=connect) as loads,
+        engine.opened(
+            units, wish, limit=limit, connect=connect, native=generator == "native", cpu=pin
+        ) as loads,
     ):
         interrupt.loads = loads
         with progress(len(loads) * rounds * (ramp_time + runtime / rounds), interrupt) as step:

@@ -3,7 +3,9 @@
 
 import json
 import signal
-from collections.abc import Iterator
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -41,19 +43,24 @@ def capture() -> None:
 @capture.command()
 @click.argument("path")
 @click.option("-w", "--write", "file", required=True, help="pcapng file to write, - for stdout.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def record(context: click.Context, path: str, file: str) -> None:
-    """Record until interrupted, or until the server ends.
+def record(context: click.Context, path: str, file: str, command: tuple[str, ...]) -> None:
+    """Record while COMMAND runs; without one until interrupted. It also ends with the server.
 
     PATH is DIR for all rings that are served there, srp:DIR, vscsiif:DIR or blkif:DIR for those
-    of one protocol.
+    of one protocol. The exit status is COMMAND's.
     """
     directory, only = _parse_path(path)
     live = LiveCapture(directory, only)
+    status = 0
     try:
         with _open(file, "wb") as output, _stopped_by_signals(live):
-            click.echo(f"vscsi: recording {path}; Ctrl-C ends it", err=True)
-            live.copy(output)
+            until = "until it ends" if command else "Ctrl-C ends it"
+            click.echo(f"vscsi: recording {path}; {until}", err=True)
+            with _running(command, live) as process:
+                live.copy(output)
+            status = process.wait() if process is not None else 0
     except BrokenPipeError:
         raise  # whoever read it has enough
     except OSError as error:
@@ -62,6 +69,8 @@ def record(context: click.Context, path: str, file: str) -> None:
     finally:
         live.close()
     click.echo(f"vscsi: {live.recorded} messages recorded, {live.dropped} dropped", err=True)
+    if status:
+        context.exit(status if status > 0 else 128 - status)
 
 
 @capture.command()
@@ -116,6 +125,33 @@ def _open(file: str, mode: str) -> Iterator[IO[bytes]]:
         ) from error
     with opened as stream:
         yield stream
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], live: LiveCapture
+) -> Iterator["subprocess.Popen[bytes] | None"]:
+    """Run a command, whose end stops the capture; SetupError if it cannot be started."""
+    if not command:
+        yield None
+        return
+    try:
+        process = subprocess.Popen(command)
+    except OSError as error:
+        raise SetupError(
+            "run", command[0], error.strerror or str(error), "check the command after --"
+        ) from error
+
+    def wait() -> None:
+        process.wait()
+        live.stop()
+
+    waiter = threading.Thread(target=wait, name="capture-command")
+    waiter.start()
+    try:
+        yield process
+    finally:
+        waiter.join()
 
 
 @contextmanager

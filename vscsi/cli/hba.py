@@ -17,7 +17,7 @@ from tgt_glue.tcmu import TcmuDevice
 from vscsi.cli.hba_bridge import Bridge
 from vscsi.cli.options import json_option, lun_option, path_argument, unit_path
 from vscsi.cli.output import print_json, size_text
-from vscsi.cli.unit import Unit, look
+from vscsi.cli.unit import Unit, longest_transfer, look
 from vscsi.domain.local import connect_store
 from vscsi.transport.frontend import LOST
 from vscsi.transport.initiator import TransportError
@@ -68,14 +68,23 @@ def hba(path: str, lun: int, name: str | None, as_json: bool) -> None:
         unit = look(link, lun)
         if unit is None or unit.capacity is None:
             raise TransportError(f"{path} has no LUN {lun}, or it is no disk, or not ready")
+        block_bytes = unit.capacity.block_length
+        most_bytes = longest_transfer(link, link.lun(lun))
 
         def start(device: TcmuDevice) -> Bridge:
-            bridge = Bridge(device, link.initiator, link.lun(lun).address, end.of_ring)
+            bridge = Bridge(
+                device,
+                link.initiator,
+                link.lun(lun).address,
+                end.of_ring,
+                block_bytes=block_bytes,
+                most_bytes=most_bytes,
+            )
             bridge.start()
             return bridge
 
         service, attachment = user_unit.serve(
-            name, f"{path} LUN {lun}", unit.size_bytes, unit.capacity.block_length, start
+            name, f"{path} LUN {lun}", unit.size_bytes, block_bytes, start
         )
         try:
             _announce(name, path, unit, _nodes(attachment), as_json)

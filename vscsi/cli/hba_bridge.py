@@ -13,11 +13,18 @@ from typing import Protocol
 
 from tgt_glue.tcmu import Answer, Entry, TcmuRing
 from vscsi.domain.base import DomainError
-from vscsi.target.base import Status
+from vscsi.target.base import Function, ServiceResponse, Status
 from vscsi.target.buffers import scatter, slice_views
-from vscsi.transport.initiator import Buffer, Command, Initiator, TransportError
+from vscsi.transport.initiator import (
+    Buffer,
+    Command,
+    Initiator,
+    ManagementCommand,
+    TransportError,
+)
 from vscsi.wire import cdb as cdbs
 from vscsi.wire.errors import RingError, WireError
+from vscsi.wire.inquiry import VpdPage, limit_transfers
 from vscsi.wire.opcodes import Direction
 from vscsi.wire.sense import Sense, SenseKey
 
@@ -56,9 +63,20 @@ class Bridge:
     """
 
     def __init__(
-        self, device: Device, initiator: Initiator, lun: bytes, on_end: Callable[[str], None]
+        self,
+        device: Device,
+        initiator: Initiator,
+        lun: bytes,
+        on_end: Callable[[str], None],
+        *,
+        block_bytes: int,
+        most_bytes: int,
     ) -> None:
-        """on_end is called, with the reason, if the ring ends before `stop`."""
+        """on_end is called, with the reason, if the ring ends before `stop`.
+
+        most_bytes: what one command may move over the path. The kernel learns it where it looks
+        for the unit's own limit, VPD page B0h, since tcm_loop is an adapter without one.
+        """
         self.commands = 0
         self.most_in_flight = 0
         self.staged_bytes = 0
@@ -67,6 +85,7 @@ class Bridge:
         self._initiator = initiator
         self._lun = lun
         self._on_end = on_end
+        self._most_bytes, self._most_blocks = most_bytes, most_bytes // block_bytes
         self._waiting: deque[Entry] = deque()
         """Taken, but there is no memory for their data yet."""
         self._in_flight: dict[Command, Entry] = {}
@@ -95,7 +114,8 @@ class Bridge:
         try:
             while not self._stopping:
                 self._waiting.extend(self._ring.take())
-                answered = self._finish()
+                answered = self._give_up(self._ring.given_up())
+                answered |= self._finish()
                 while self._submit() or self._finish():
                     answered = True
                 if answered:
@@ -137,6 +157,8 @@ class Bridge:
         if entry.fault:
             _log.warning("TCMU: a command with %s", entry.fault)
             return MALFORMED
+        if entry.length > self._most_bytes:
+            return MALFORMED  # what a transfer over MAXIMUM TRANSFER LENGTH is (SBC-4 6.6.4)
         try:
             cdb = entry.cdb[: cdbs.cdb_length(entry.cdb)]
         except WireError:
@@ -169,6 +191,23 @@ class Bridge:
             self._free(command)
             return NO_ANSWER
         return None
+
+    def _give_up(self, cmd_ids: list[int]) -> bool:
+        """Abort commands; return whether some were answered at once.
+
+        The others are answered once the path has ended them: no earlier, since the kernel then
+        sends them again. It does not wait for ever (`user_unit.GIVEN_UP_AFTER_S`).
+        """
+        waiting = [entry for entry in self._waiting if entry.cmd_id in cmd_ids]
+        for entry in waiting:
+            self._waiting.remove(entry)
+            self._refuse(entry, NO_ANSWER)
+        for command, entry in list(self._in_flight.items()):
+            if entry.cmd_id in cmd_ids:
+                abort = ManagementCommand(self._lun, Function.ABORT_TASK, _say_outcome, command)
+                with suppress(TransportError):  # a path that failed has ended its commands
+                    self._initiator.manage(abort)
+        return bool(waiting)
 
     def _copy_out(self, entry: Entry, view: memoryview) -> None:
         at = 0
@@ -204,12 +243,16 @@ class Bridge:
         moved = 0
         for buffer in command.data_in:
             moved = len(buffer) - max(0, min(command.residual, len(buffer)))
-            scatter(buffer.view[:moved], areas)
+            data = buffer.view[:moved]
+            scatter(self._limited(data) if _asks_for_limits(command.cdb) else data, areas)
         # Else the kernel would take what other commands left there for data.
         for rest in slice_views(areas, moved, entry.length - moved):
             rest[:] = bytes(len(rest))
         self.staged_bytes += moved
         return Answer(command.status, command.sense, moved)
+
+    def _limited(self, page: memoryview) -> memoryview:
+        return memoryview(limit_transfers(bytes(page), self._most_blocks))
 
     def _refuse(self, entry: Entry, sense: Sense) -> None:
         self._ring.answer(entry.cmd_id, Answer(Status.CHECK_CONDITION, sense.build()))
@@ -217,3 +260,17 @@ class Bridge:
     def _free(self, command: Command) -> None:
         for buffer in (*command.data_out, *command.data_in):
             self._initiator.free(buffer)
+
+
+def _asks_for_limits(cdb: bytes) -> bool:
+    """Return whether a command has VPD page B0h for an answer."""
+    row = cdbs.lookup(cdb)
+    if row is None or row.name != "INQUIRY":
+        return False
+    asked = cdbs.decode(cdb)
+    return bool(asked.field("evpd")) and asked.field("page_code") == VpdPage.BLOCK_LIMITS
+
+
+def _say_outcome(abort: ManagementCommand) -> None:
+    if abort.error is not None or abort.response is not ServiceResponse.FUNCTION_COMPLETE:
+        _log.warning("ABORT TASK: %s", abort.error or abort.response.name)

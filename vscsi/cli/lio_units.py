@@ -3,7 +3,9 @@
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,7 +16,7 @@ from tgt_glue.configfs import Storage, Unit, attributes
 from tgt_glue.kernel import check_root
 from tgt_glue.lio_unit import LioUnit, open_sg
 from tgt_glue.names import HOST
-from tgt_glue.nodes import SYSFS, block_node, device_type
+from tgt_glue.nodes import SYSFS, Hctl, block_node, device_type, rescan
 from tgt_glue.unit_port import UnitPort
 from vscsi.cli.options import Size
 from vscsi.cli.served import Served
@@ -77,19 +79,20 @@ def _remove(name: str) -> None:
         click.echo(f"vscsi serve: unit {name} stays: {error}", err=True)
 
 
-def open_unit(files: ExitStack, name: str) -> Served:
-    """Return a unit of LIO with the disk beside it; it is let go of at the end. SetupError."""
+def open_unit(name: str, *, direct: bool = False) -> Served:
+    """Return a unit of LIO with the disk beside it; SetupError.
+
+    direct: let the kernel work on an initiator's memory, as `SgNode` has it.
+    """
     found, storage = _find(name)
-    unit = LioUnit(UnitPort(name))
-    files.callback(unit.close)
     title = f"lio:{name}"
-    disk, reason = None, ""
+    disk, refresh, reason = None, None, ""
     try:
-        disk = _disk(title, found, storage)
-        files.callback(disk.store.close)
+        disk, refresh = _disk(title, found, storage)
     except SetupError as error:
         reason = str(error)
-    return Served(
+    unit = LioUnit(UnitPort(name), open_device=partial(open_sg, direct=direct))
+    served = Served(
         title,
         unit,
         disk,
@@ -97,8 +100,12 @@ def open_unit(files: ExitStack, name: str) -> Served:
         kind=" on ".join(filter(None, (storage.plugin, storage.device))),
         size_bytes=storage.size_bytes or None,
         without_disk=reason,
-        may_grow=storage.plugin != "fileio",
+        refresh=refresh,
     )
+    if disk is not None:
+        served.files.callback(disk.store.close)
+    served.files.callback(unit.close)
+    return served
 
 
 def _find(name: str) -> tuple[Unit, Storage]:
@@ -109,15 +116,21 @@ def _find(name: str) -> tuple[Unit, Storage]:
     return found, found.storage
 
 
-def _disk(name: str, unit: Unit, storage: Storage) -> Disk:
-    """Return a disk on a unit's own blocks: its file, or the block device that the host has.
+def _disk(name: str, unit: Unit, storage: Storage) -> tuple[Disk, Callable[[], None] | None]:
+    """Return a disk on a unit's own blocks, and what has them counted again if that can be.
 
-    Writes are as durable as LIO's. Raises SetupError, as where there is neither.
+    They are its file, or the block device that the host has. Writes are as durable as LIO's.
+    Raises SetupError, as where there is neither.
     """
-    store = _file(storage) if storage.plugin == "fileio" else FileStore(_node(unit), direct=True)
+    if storage.plugin == "fileio":
+        store, refresh = _file(storage), None
+    else:
+        hctl, node = _node(unit)
+        store = FileStore(node, direct=True)
+        refresh = partial(_refresh, hctl, store)
     values = attributes(storage)
     try:
-        return Disk(
+        disk = Disk(
             store,
             block_size=int(values.get("block_size", 512)),
             identity=name,
@@ -126,6 +139,13 @@ def _disk(name: str, unit: Unit, storage: Storage) -> Disk:
     except SetupError:
         store.close()
         raise
+    return disk, refresh
+
+
+def _refresh(hctl: Hctl, store: FileStore) -> None:
+    """Have the kernel's disk driver, which LIO tells nothing, ask for the size, and then ask it."""
+    rescan(hctl)
+    store.refresh()
 
 
 def _file(storage: Storage) -> FileStore:
@@ -135,7 +155,7 @@ def _file(storage: Storage) -> FileStore:
     return store
 
 
-def _node(unit: Unit) -> Path:
+def _node(unit: Unit) -> tuple[Hctl, Path]:
     """Return the host's block device of a unit."""
     host = unit.attachment(HOST)
     if host is None:
@@ -148,7 +168,7 @@ def _node(unit: Unit) -> Path:
     if device_type(host.hctl) != DeviceType.DISK:
         raise SetupError("use as a disk", unit.name, "it is none", "use srp or vscsiif")
     loaded = (SYSFS / "module/sd_mod").exists()
-    return block_node(host.hctl, timeout_s=_NODE_TIMEOUT_S if loaded else 0)
+    return host.hctl, block_node(host.hctl, timeout_s=_NODE_TIMEOUT_S if loaded else 0)
 
 
 class _Node:
@@ -163,6 +183,10 @@ class _Node:
 
     def detach(self, _nexus: Nexus) -> None:
         """Do nothing: the node stays."""
+
+    def may_register(self, _nexus: Nexus) -> bool:
+        """Allow it: all nexuses are one initiator, whoever else uses the node."""
+        return True
 
 
 class LioPath(CallInitiator):

@@ -15,9 +15,6 @@ from typing import NoReturn
 import click
 
 from vscsi import __version__
-from vscsi.domain.base import DomainError, StoreError
-from vscsi.transport.hba import ScsiError
-from vscsi.transport.initiator import TransportError
 from vscsi.wire.errors import SetupError, WireError
 
 VERBS = {
@@ -100,15 +97,26 @@ def main() -> NoReturn:
         fail(2, error.format_message())
     except SetupError as error:
         fail(2, str(error))
-    except (TransportError, ScsiError, WireError, DomainError, StoreError) as error:
-        fail(1, str(error))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read our output has enough; nothing more may be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if not isinstance(error, failures()):
+            raise
+        fail(1, str(error))
     sys.exit(status)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Return how work fails. Their modules are loaded here: a verb may do without them."""
+    from vscsi.domain.base import DomainError, StoreError
+    from vscsi.transport.hba import ScsiError
+    from vscsi.transport.initiator import TransportError
+
+    return TransportError, ScsiError, WireError, DomainError, StoreError
 
 
 def fail(status: int, message: str, name: str = "vscsi") -> NoReturn:

@@ -6,15 +6,11 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _DUMP_BYTES = 16
 _STYLES = {"ok": "green", "missing": "red"}
-_RULED = box.Box("    \n" * 2 + " ── \n" + "    \n" * 5, ascii=False)
+_RULED = "    \n" * 2 + " ── \n" + "    \n" * 5
 """A line below the heads and nothing else, not even room for columns' borders."""
 
 
@@ -46,17 +42,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: s
     numbers = [head in right.split() for head in heads]
     rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for head, number in zip(heads, numbers, strict=True):
-            table.add_column(
-                head,
-                justify="right" if number else "left",
-                no_wrap=head != heads[-1],
-                overflow="fold",
-            )
-        for row in rows:
-            table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
-        Console().print(table)
+        _print_ruled(heads, rows, numbers)
         return
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     for row in (heads, *rows):
@@ -65,6 +51,29 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: s
             for cell, width, number in zip(row, widths, numbers, strict=True)
         )
         click.echo("  ".join(cells).rstrip())
+
+
+def _print_ruled(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[bool]
+) -> None:
+    # Rich is not loaded for a verb that prints no table to a terminal: it is slow to load.
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    ruled = Box(_RULED, ascii=False)
+    table = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for head, number in zip(heads, numbers, strict=True):
+        table.add_column(
+            head,
+            justify="right" if number else "left",
+            no_wrap=head != heads[-1],
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
+    Console().print(table)
 
 
 def print_fields(title: str, fields: Sequence[tuple[str, str]]) -> None:

@@ -12,15 +12,18 @@ import click
 from tgt_glue.backing import Backing
 from vscsi.capture.live import LiveCaptures
 from vscsi.capture.writer import CaptureWriter
-from vscsi.cli.lio_units import NewUnit, make, open_unit
+from vscsi.cli.lio_luns import LioLuns
+from vscsi.cli.lio_units import NewUnit, make
 from vscsi.cli.options import json_option
-from vscsi.cli.served import APPLICATION, Served, announce, flush, open_image, read_sizes
+from vscsi.cli.served import APPLICATION, Served, announce, close, open_image, read_sizes
+from vscsi.transport.backend import POLL_NS
 from vscsi.transport.export import Export
 from vscsi.wire.blkif import LAYOUTS, NATIVE
 from vscsi.wire.errors import SetupError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MAX_WORKERS = 256
+_MAX_POLL_US = 1_000_000
 
 
 @click.command(short_help="serve disk images over all rings in a directory")
@@ -30,7 +33,8 @@ _MAX_WORKERS = 256
     "names",
     metavar="NAME",
     multiple=True,
-    help="Serve a unit that `vscsi lio create` made; may be given several times.",
+    help="Serve a unit that `vscsi lio create` made, or all that fit a pattern ('vm1-*');"
+    " may be given several times.",
 )
 @click.option(
     "--lio-new",
@@ -55,13 +59,31 @@ _MAX_WORKERS = 256
     help="Bytes of a logical block, for all images.",
 )
 @click.option("--read-only", is_flag=True, help="Let nothing be written to any image.")
-@click.option("--direct", is_flag=True, help="Open image files with O_DIRECT.")
+@click.option(
+    "--direct",
+    is_flag=True,
+    help="Open image files with O_DIRECT. Units of LIO: direct I/O, if sg's allow_dio has it.",
+)
 @click.option(
     "--workers",
     metavar="N",
     type=click.IntRange(0, _MAX_WORKERS),
     default=0,
     help="Threads that execute commands; 0 (the default): each ring's own thread does.",
+)
+@click.option(
+    "--poll-us",
+    metavar="US",
+    type=click.IntRange(0, _MAX_POLL_US),
+    default=POLL_NS // 1000,
+    show_default=True,
+    help="How long a ring that was busy is watched before its thread sleeps; 0: not at all.",
+)
+@click.option(
+    "--histograms/--no-histograms",
+    default=True,
+    show_default=True,
+    help="Count latencies and sizes of what is executed in C.",
 )
 @click.option(
     "--blkif-layout",
@@ -90,6 +112,8 @@ def serve(
     read_only: bool,
     direct: bool,
     workers: int,
+    poll_us: int,
+    histograms: bool,
     blkif_layout: str,
     capture: Path | None,
     ready_fd: int | None,
@@ -101,12 +125,14 @@ def serve(
     which are called after their file, or ramdisk-SIZE. blkif goes to the same unit's file, or to
     its block device (`modprobe sd_mod`); without one there is no vbd.
 
-    IMAGE is a raw image file, a block device, memory:SIZE (lost at the end) or null:SIZE (reads
-    as zeros, forgets writes); SIZE takes K, M, G or T. blkif has one virtual disk an image.
+    IMAGE is a raw image file, a block device, mmap:PATH (a file on tmpfs or DAX, mapped),
+    memory:SIZE (lost at the end) or null:SIZE (reads as zeros, forgets writes); SIZE takes K, M, G
+    or T. blkif has one virtual disk an image.
 
     Ready when the last line, "ready: serving RUNDIR", is there (with --json: the only line), or
     the line on --ready-fd. SIGINT or SIGTERM: close all channels, flush, end with status 0.
-    SIGHUP: read the images' sizes again, and tell every guest.
+    SIGHUP: read the images' sizes again; serve what units of LIO have come that --lio names, and
+    no more those that have gone; and tell every guest. A unit keeps its LUN, also if it comes back.
 
     \b
     vscsi serve disk.img --dir run
@@ -119,24 +145,24 @@ def serve(
     with ExitStack() as files, ExitStack() as service:
         # Before anything else is opened, and could be what that number stands for.
         ready = files.enter_context(_open_ready(ready_fd)) if ready_fd is not None else None
-        units: list[Served] = []
-        for image in images:
-            served = open_image(
-                image, block_size=int(block_size), readonly=read_only, direct=direct
-            )
-            if served.disk is not None:
-                files.callback(served.disk.store.close)
-            units.append(served)
         for name, backing in new_units:
             make(files, name, backing)
-        units += [open_unit(files, name) for name in (*names, *(name for name, _ in new_units))]
-        files.callback(flush, units)
+        units: dict[int, Served] = {}
+        files.callback(close, units)
+        for number, image in enumerate(images):
+            units[number] = open_image(
+                image, block_size=int(block_size), readonly=read_only, direct=direct
+            )
+        luns = LioLuns([*names, *(name for name, _ in new_units)], len(images), direct=direct)
+        luns.open(units)
         export = Export(
             directory,
-            {number: each.unit for number, each in enumerate(units)},
-            vbds={number: each.disk for number, each in enumerate(units) if each.disk is not None},
+            {number: each.unit for number, each in units.items()},
+            vbds={number: each.disk for number, each in units.items() if each.disk is not None},
             workers=workers,
             blkif_layout=LAYOUTS[blkif_layout],
+            poll_ns=poll_us * 1000,
+            histograms=histograms,
         )
         live = LiveCaptures(export, APPLICATION)
         service.callback(live.close)
@@ -145,11 +171,12 @@ def serve(
         if capture is not None:  # it is overwritten, so only now that nobody else serves here
             writer = _open_capture(capture, images)
             files.callback(_close_capture, writer, capture)
-            export.tap.add(writer)
+            files.callback(export.tap.add(writer))
         announce(directory, units, capture, as_json=as_json)
         if ready is not None:
             _tell_ready(ready, directory)
         while signal.sigwait(_SIGNALS) == signal.SIGHUP:
+            luns.follow(export, units)
             read_sizes(units)
 
 

@@ -2,8 +2,9 @@
 """What `vscsi serve` serves: logical units, the disks beside them for blkif; and saying so."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ APPLICATION = f"vscsi {__version__}"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One logical unit, as the user named it."""
+    """One logical unit, as the user named it; whoever has it closes it."""
 
     name: str
     unit: LogicalUnit
@@ -36,44 +37,54 @@ class Served:
     """Of a unit without a disk, as far as known."""
     without_disk: str = ""
     """Why there is no disk."""
-    may_grow: bool = True
-    """Whether the disk's size is asked for again."""
+    refresh: Callable[[], None] | None = None
+    """Has the disk's blocks counted again; OSError, SetupError. None: their number stays."""
+    files: ExitStack = field(default_factory=ExitStack)
+    """What it has open."""
+
+    def close(self) -> None:
+        """Put everything on stable storage (what fails is said), and let go of it."""
+        try:
+            if self.disk is not None:
+                self.disk.store.flush()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            click.echo(f"vscsi serve: cannot flush {self.name}: {reason}", err=True)
+        self.files.close()
 
 
 def open_image(image: str, *, block_size: int, readonly: bool, direct: bool) -> Served:
-    """Return an image as a disk of the embedded target; SetupError. Its store is the caller's."""
+    """Return an image as a disk of the embedded target; SetupError."""
     store = open_store(image, readonly=readonly, direct=direct)
-    identity = os.path.realpath(image) if isinstance(store, FileStore) else None
+    identity = os.path.realpath(store.path) if isinstance(store, FileStore) else None
     try:
         disk = Disk(store, block_size=block_size, identity=identity)
     except SetupError:
         store.close()
         raise
-    return Served(image, disk, disk, disk.serial_number)
+    refresh = store.refresh if isinstance(store, FileStore) else None
+    served = Served(image, disk, disk, disk.serial_number, refresh=refresh)
+    served.files.callback(store.close)
+    return served
 
 
-def flush(units: Sequence[Served]) -> None:
-    """Put everything on stable storage; what fails is said, and the others are flushed."""
-    for each in units:
-        try:
-            if each.disk is not None:
-                each.disk.store.flush()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            click.echo(f"vscsi serve: cannot flush {each.name}: {reason}", err=True)
+def close(units: Mapping[int, Served]) -> None:
+    """Close all that there are."""
+    for each in units.values():
+        each.close()
 
 
-def read_sizes(units: Sequence[Served]) -> None:
+def read_sizes(units: Mapping[int, Served]) -> None:
     """Take over the size of each unit that has changed, as far as it is whole blocks."""
-    for number, each in enumerate(units):
+    for number, each in units.items():
         if isinstance(each.unit, LioUnit):
             each.unit.rescan()
         disk = each.disk
-        if disk is None or not each.may_grow or not isinstance(disk.store, FileStore):
+        if disk is None or each.refresh is None:
             continue
         before = disk.blocks
         try:
-            disk.store.refresh()
+            each.refresh()
         except (OSError, SetupError) as error:
             click.echo(f"vscsi serve: {error}", err=True)
             continue
@@ -84,7 +95,7 @@ def read_sizes(units: Sequence[Served]) -> None:
 
 
 def announce(
-    directory: Path, units: Sequence[Served], capture: Path | None, *, as_json: bool
+    directory: Path, units: Mapping[int, Served], capture: Path | None, *, as_json: bool
 ) -> None:
     """Say what is served, and how to look at it."""
     if as_json:
@@ -93,19 +104,19 @@ def announce(
                 "ready": True,
                 "directory": str(directory),
                 "paths": [f"{kind}:{directory}" for kind in ("srp", "vscsiif", "blkif")],
-                "units": [_as_json(directory, number, each) for number, each in enumerate(units)],
+                "units": [_as_json(directory, number, each) for number, each in units.items()],
                 "capture": str(capture) if capture else None,
                 "pid": os.getpid(),
             }
         )
         return
-    width = max(len(each.name) for each in units)
+    width = max(len(each.name) for each in units.values())
     lines = [f"{APPLICATION}, process {os.getpid()}"]
-    for number, each in enumerate(units):
-        lines.append(f"  LUN {number}  {each.name:{width}}  {'  '.join(_words(each))}")
+    for number, each in units.items():
+        lines.append(f"  LUN {number}  {each.name:{width}}  {'  '.join(words(each))}")
         if each.disk is None:
             lines.append(f"    no vbd: {each.without_disk}")
-    first_disk = next((number for number, each in enumerate(units) if each.disk is not None), None)
+    first_disk = next((number for number, each in units.items() if each.disk is not None), None)
     disk_path = f"blkif:{directory}" + (f"?disk={first_disk}" if first_disk else "")
     lines += [
         f"  paths  srp:{directory}  vscsiif:{directory}  blkif:{directory}",
@@ -114,13 +125,14 @@ def announce(
         f"  vscsi ls srp:{directory}",
         f"  vscsi nbd {f'srp:{directory}' if first_disk is None else disk_path} --socket nbd.sock",
         f"  XENSTORED_RUNDIR={directory} xenstore-ls",
-        "Ctrl-C ends it; SIGHUP reads the sizes of the images again.",
+        "Ctrl-C ends it; SIGHUP looks for other sizes, and which units of LIO there are.",
         f"ready: serving {directory}",
     ]
     click.echo("\n".join(lines))
 
 
-def _words(each: Served) -> list[str]:
+def words(each: Served) -> list[str]:
+    """Say in words what a unit is: its size and kind."""
     disk = each.disk
     kind = [each.kind] if each.kind else []
     if disk is None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from vscsi.ring import GrantAccess
 from vscsi.wire.errors import GrantError
 
 __all__ = [
@@ -49,8 +50,12 @@ class Mapping(Protocol):
 class GrantMapper(Protocol):
     """A backend's access to one other domain's grant table."""
 
-    mapped: int
-    """Pages mapped at the moment, over all mappings (a leak shows here)."""
+    native: GrantAccess | None
+    """The same grants for the C path, if that may map them."""
+
+    @property
+    def mapped(self) -> int:
+        """Pages mapped at the moment, over all mappings and the C path (a leak shows here)."""
 
     def map(self, references: Sequence[int], *, readonly: bool) -> Mapping:
         """Map pages; raise GrantError (and map none) if any reference does not permit it."""

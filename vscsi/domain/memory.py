@@ -14,10 +14,9 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from vscsi.domain.base import PAGE_SIZE, DomainError, GrantError
-from vscsi.ring._core import PageMap, grant_end, grant_map, grant_set, grant_unmap
+from vscsi.ring._core import GrantAccess, PageMap, grant_end, grant_set
 from vscsi.wire.errors import WireError
 
 TABLE_PAGES = 64
@@ -70,6 +69,11 @@ class GuestMemory:
     def fileno(self) -> int:
         """Return the descriptor to hand to a backend; it stays ours."""
         return self._fd
+
+    @property
+    def table(self) -> memoryview:
+        """The grant table, for C that makes and ends grants of references which `grant` gave."""
+        return self._table[:]
 
     def alloc(self, pages: int, *, contiguous: bool = False) -> list[int]:
         """Return frames of zeroed pages, ascending; consecutive if there is such a run.
@@ -161,15 +165,6 @@ class GuestMemory:
             os.close(self._fd)
 
 
-@dataclass(slots=True)
-class _Pin:
-    """A reference in use: its frame as it was when first mapped, and by how many mappings."""
-
-    frame: int
-    readers: int = 0
-    writers: int = 0
-
-
 class GuestMapping:
     """Pages of a guest mapped through `GuestAccess.map` (implements domain.base.Mapping)."""
 
@@ -233,7 +228,8 @@ class GuestAccess:
     """A backend domain's access to one guest's memory (implements domain.base.GrantMapper).
 
     Thread-safe. The whole memory is mapped once, readable and, apart from that, writable; a
-    mapping hands out slices of it, of the read-only one for a read-only mapping.
+    mapping hands out slices of it, of the read-only one for a read-only mapping. `native` is what
+    the C path maps by; who uses which reference stands there for both.
     """
 
     def __init__(
@@ -247,26 +243,31 @@ class GuestAccess:
         larger than its grant table and not larger than max_bytes.
         """
         self._fd = fd
-        self.domain = domain
-        self.mapped = 0
-        self._max_mapped = max_mapped
-        self._pins: dict[int, _Pin] = {}
+        self.native: GrantAccess | None = None
         self._mappings: set[GuestMapping] = set()
         self._lock = threading.RLock()
-        self._closed = False
         try:
-            self._pages = _checked_pages(fd, max_bytes)
-            self._memory = {
-                readonly: memoryview(PageMap(fd, range(self._pages), readonly=readonly))
-                for readonly in (False, True)
-            }
+            frames = range(_checked_pages(fd, max_bytes))
+            writable, readonly = (PageMap(fd, frames, readonly=each) for each in (False, True))
         except OSError as error:
             os.close(fd)
             raise WireError(f"the guest's memory cannot be mapped: {error.strerror}") from error
         except WireError:
             os.close(fd)
             raise
-        self._table = self._memory[False][: TABLE_PAGES * PAGE_SIZE]
+        self._memory = {False: memoryview(writable), True: memoryview(readonly)}
+        self.native = GrantAccess(
+            writable,
+            readonly,
+            references=TABLE_PAGES * GRANTS_PER_PAGE,
+            domain=domain,
+            limit=max_mapped,
+        )
+
+    @property
+    def mapped(self) -> int:
+        """Pages mapped at the moment, by `map` and by the C path."""
+        return self.native.mapped if self.native is not None else 0
 
     def map(self, references: Sequence[int], *, readonly: bool) -> GuestMapping:
         """Map pages; raise GrantError (and map none) if any reference does not permit it.
@@ -275,63 +276,21 @@ class GuestAccess:
         wrote into its entry since.
         """
         with self._lock:
-            if self._closed:
+            if self.native is None:
                 raise GrantError("the guest's memory is closed")
             if not references:
                 raise GrantError("no references to map")
-            if self.mapped + len(references) > self._max_mapped:
-                raise GrantError(
-                    f"{len(references)} more pages than {self.mapped} mapped: "
-                    f"the limit is {self._max_mapped}"
-                )
-            pinned: list[int] = []
-            try:
-                for reference in references:
-                    self._pin(reference, readonly=readonly)
-                    pinned.append(reference)
-            except GrantError:
-                self._unpin(pinned, readonly=readonly)
-                raise
-            frames = [self._pins[reference].frame for reference in references]
+            frames = self.native.map(references, readonly=readonly)
             mapping = GuestMapping(self, references, frames, readonly=readonly)
             self._mappings.add(mapping)
-            self.mapped += len(references)
             return mapping
-
-    def _pin(self, reference: int, *, readonly: bool) -> None:
-        pin = self._pins.get(reference)
-        if pin is None or not (readonly or pin.writers):
-            frame = grant_map(self._table, reference, self.domain, readonly=readonly)
-            if pin is None:
-                if frame >= self._pages:
-                    grant_unmap(self._table, reference, reading=True, writing=not readonly)
-                    raise GrantError(f"grant reference {reference}: frame {frame} is not memory")
-                pin = self._pins[reference] = _Pin(frame)
-        if readonly:
-            pin.readers += 1
-        else:
-            pin.writers += 1
-
-    def _unpin(self, references: Iterable[int], *, readonly: bool) -> None:
-        for reference in references:
-            pin = self._pins[reference]
-            if readonly:
-                pin.readers -= 1
-            else:
-                pin.writers -= 1
-            unused = not (pin.readers or pin.writers)
-            if unused:
-                del self._pins[reference]
-            if unused or not (readonly or pin.writers):
-                grant_unmap(self._table, reference, reading=unused, writing=True)
 
     def unpin(self, mapping: GuestMapping) -> None:
         """Take a mapping's marks out of the grant table (for `GuestMapping.unmap`)."""
         with self._lock:
-            if mapping in self._mappings:
+            if self.native is not None and mapping in self._mappings:
                 self._mappings.remove(mapping)
-                self.mapped -= len(mapping.references)
-                self._unpin(mapping.references, readonly=mapping.readonly)
+                self.native.unmap(mapping.references, readonly=mapping.readonly)
 
     def slice_of(self, frame: int, pages: int, *, readonly: bool) -> memoryview:
         """Return a new view of consecutive frames (for `GuestMapping`)."""
@@ -346,9 +305,8 @@ class GuestAccess:
         with self._lock:
             for mapping in list(self._mappings):
                 mapping.unmap()
-            if not self._closed:
-                self._closed = True
-                self._table.release()
+            if self.native is not None:
+                self.native = None  # one that a service still works with keeps the memory
                 for view in self._memory.values():
                     view.release()
                 os.close(self._fd)

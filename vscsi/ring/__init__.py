@@ -5,6 +5,6 @@ Ring indices and grant flags are touched by the C core (`core/`, built as `_core
 emits neither barriers nor compare-and-swap. Nothing here knows what a slot means.
 """
 
-from vscsi.ring._core import RingEnd, Service, Store, Unit
+from vscsi.ring._core import GrantAccess, Load, RingEnd, Service, Store, Tap, Unit, tap_packets
 
-__all__ = ["RingEnd", "Service", "Store", "Unit"]
+__all__ = ["GrantAccess", "Load", "RingEnd", "Service", "Store", "Tap", "Unit", "tap_packets"]

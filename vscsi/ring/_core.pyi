@@ -2,6 +2,7 @@
 """The C core: ring ends and grant entries in shared memory, with the ordering that they need."""
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
@@ -105,7 +106,14 @@ class RingEnd:
 
 @final
 class Store:
-    """A store that the C path does I/O on. Thread-safe."""
+    """What a store of vscsi.target is made of. Thread-safe, `resize` excepted.
+
+    Offsets and lengths are bytes; the caller keeps within the size. OSError has the errno of what
+    went wrong below, and then nothing is promised about the range.
+    """
+
+    staged_bytes: int
+    """Bytes that went through a buffer because their memory was not aligned."""
 
     @classmethod
     def null(cls) -> Store:
@@ -116,8 +124,55 @@ class Store:
         """Return one in a buffer, which is held as long as the store lives."""
 
     @classmethod
-    def file(cls, fd: int) -> Store:
-        """Return one in a file or block device; `fd` stays the caller's, and open as long."""
+    def file(cls, fd: int, alignment: int = 1) -> Store:
+        """Return one in a file or block device; `fd` stays the caller's, and open as long.
+
+        alignment: what O_DIRECT asks of offsets, of lengths and of memory, a power of two.
+        """
+
+    @classmethod
+    def mapped(cls, fd: int, size: int, *, writable: bool) -> Store:
+        """Return one in a file of `size` bytes that it maps; `fd` as for `file`.
+
+        A page that is gone or cannot be had is EIO or ENOSPC, and costs nobody his process.
+        """
+
+    @classmethod
+    def generic(cls, path: PathLike[str], /) -> Store:
+        """Return one that has the kernel execute each CDB, through an sg node; raises OSError.
+
+        Only commands do I/O on it. It has files of its own there, until `close`.
+        """
+
+    def set_limits(self, *, timeout_ms: int, grace_ms: int) -> None:
+        """Of `generic`: when the kernel aborts a command, and how long that is waited for.
+
+        A command that is let go of makes its unit not ready.
+        """
+
+    def take_told(self) -> list[tuple[bytes, bytes]]:
+        """Return CDB and sense data of commands that failed since the last call.
+
+        Without sense data (b"") it is a command that the kernel was left with.
+        """
+
+    def resize(self, size: int, *, writable: bool) -> None:
+        """Map what the file has become; nothing to do for other kinds. One thread at a time."""
+
+    def readv(self, offset: int, views: Sequence[WriteableBuffer], /) -> None:
+        """Fill the views, in order; EIO if the file ends inside the range."""
+
+    def writev(self, offset: int, views: Sequence[ReadableBuffer], /) -> None:
+        """Write the views, in order."""
+
+    def discard(self, offset: int, length: int, /) -> None:
+        """Deallocate a range, which reads as zeros then; write those where there are no holes."""
+
+    def punch(self, offset: int, length: int, /) -> None:
+        """Punch a hole, or raise OSError where there are none."""
+
+    def close(self) -> None:
+        """Forget the file's descriptor, which the caller closes."""
 
     def flush(self) -> None:
         """Return when every write that has returned is on stable storage.
@@ -133,11 +188,31 @@ class Unit:
     Its gate is open at first; `set` must come before anything is executed.
     """
 
-    def __new__(cls, store: Store, block_size: int, max_bytes: int) -> Unit:
-        """Blocks of `block_size` bytes of a store; a transfer has at most `max_bytes`."""
+    def __new__(
+        cls,
+        store: Store,
+        block_size: int,
+        max_bytes: int,
+        *,
+        max_unmap_blocks: int = 0,
+        max_unmap_descriptors: int = 0,
+        gate: Unit = ...,
+    ) -> Unit:
+        """Blocks of `block_size` bytes of a store; a transfer has at most `max_bytes`.
 
-    def set(self, blocks: int, *, ready: bool, writable: bool, write_cache: bool) -> None:
-        """Say what it is now. Without a write cache each write is flushed before its answer."""
+        gate: the unit whose gate it has; without, one of its own.
+        """
+
+    def set(
+        self, blocks: int, *, ready: bool, writable: bool, write_cache: bool, thin: bool
+    ) -> None:
+        """Say what it is now. Without a write cache each write is flushed before its answer.
+
+        thin: whether there is an UNMAP.
+        """
+
+    def set_block_size(self, block_size: int, /) -> None:
+        """Change it, while it is not ready."""
 
     def close(self) -> None:
         """Close the gate, and return when no command is being executed in C.
@@ -149,6 +224,35 @@ class Unit:
         """Undo one `close`."""
 
 @final
+class Tap:
+    """A byte ring for what crosses one ring (tap.h): one thread puts, another one takes."""
+
+    active: bool
+    """Whether somebody listens; any thread."""
+    dropped: int
+    """Messages that found no room."""
+
+    def __new__(cls, size: int) -> Tap:
+        """size: bytes, a power of two from 8192 on."""
+
+    def put(
+        self,
+        way: int,
+        time_ns: int,
+        ring_index: int,
+        in_flight: int,
+        message: ReadableBuffer,
+        descriptors: ReadableBuffer,
+    ) -> None:
+        """Show a message, or drop it. time_ns: of the monotonic clock."""
+
+    def take(self, room: int, /) -> tuple[bytes, int]:
+        """Return entries (for `tap_packets`) of at most `room` bytes, and how many they are.
+
+        8192 bytes hold one in any case.
+        """
+
+@final
 class Service:
     """A backend's loop over one ring (service.h). One thread runs it and changes its places and
     regions; `interrupt`, `unstall` and `set_attention` are for any. `ring` is held until `close`.
@@ -156,23 +260,48 @@ class Service:
 
     executed: int
     """Commands that Python has not seen."""
+    deferred: int
+    """Commands that had to wait for a device while the ring's thread went on."""
+    taken_ns: int
+    """When the message at hand was seen on the ring, of the monotonic clock."""
+    position: int
+    """How many messages came together with it and before it."""
+    waiting: int
+    """How many came together with it and wait behind it."""
+    shown: bool
+    """Whether it has been put into the tap (a command that failed here)."""
+    counting: bool
+    """Whether histograms are kept: at first they are. Set it before `run` alone."""
+    histograms: dict[str, tuple[Counts, Counts]]
+    """Latency (ns; from when it was seen until its answer was shown) and size (bytes) of what was
+    executed in C, by operation ("read", ...)."""
     notifications_sent: int
     notifications_received: int
 
     def __new__(
-        cls, ring: RingEnd, protocol: str | None, *, incoming: int, outgoing: int, poll_ns: int
+        cls,
+        ring: RingEnd,
+        protocol: str | None,
+        *,
+        grants: GrantAccess | None,
+        incoming: int,
+        outgoing: int,
+        poll_ns: int,
+        tap: Tap,
     ) -> Service:
-        """protocol: "srp", or None for one of which all is Python's.
+        """protocol: "srp", "vscsiif", "blkif64", "blkif32", or None: all is Python's.
 
+        grants: what vscsiif and blkif map by (all is Python's without); held until `close`.
         incoming, outgoing: eventfds from and to the peer (copies are taken). poll_ns: how long a
-        ring that was busy is watched before the thread sleeps.
+        ring that was busy is watched before the thread sleeps. tap: to show what is executed in C.
         """
 
     def run(self, *, native: bool) -> bytes | None:
         """Serve until there is a message for Python; return a copy of its slot.
 
         None after `interrupt`. Without `native` every message is Python's. What was put on the
-        ring meanwhile is published first. Raises RingError.
+        ring meanwhile is published first, and nothing is under way in C when this returns. Raises
+        RingError.
         """
 
     def publish(self) -> None:
@@ -205,6 +334,99 @@ class Service:
     def close(self) -> None:
         """Let go of ring, units, regions and descriptors; a second call does nothing."""
 
+Counts = tuple[int, int, list[tuple[int, int]]]
+"""A histogram: least and most value, and (middle, count) of each bucket that is not empty. A bucket
+is no wider than 1/32 of its values."""
+
+@final
+class Load:
+    """A frontend's reads and writes of one size, without Python (load.h).
+
+    One thread runs it, and has the ring to itself meanwhile; `stop` and `interrupt` are for any.
+    While it runs everything else raises ValueError, the figures excepted. `ring` and `table` are
+    held until `close`.
+    """
+
+    reads: Counts
+    writes: Counts
+    """Latencies in ns of the commands that ended well."""
+    elapsed_ns: int
+    """From the begin to the last answer."""
+    commands: int
+    """Commands begun."""
+    outstanding: int
+    """Commands begun and not answered."""
+    late: int
+    unsent: int
+    """Open loop: commands that found no free place when they were due, and were begun later; or
+    never, by the end of the run."""
+    most_outstanding: int
+    most_on_ring: int
+    notifications_sent: int
+    notifications_received: int
+    answered: int | None
+    """The place that the last slot which `run` returned answers."""
+    answered_write: bool
+    """Whether that was a write."""
+    room: int
+    """Commands that may be put on the ring."""
+
+    def __new__(
+        cls,
+        ring: RingEnd,
+        protocol: str,
+        *,
+        incoming: int,
+        outgoing: int,
+        table: WriteableBuffer | None,
+        poll_ns: int,
+        depth: int,
+        blocks: int,
+        first_address: int,
+        step: int,
+        at_random: bool,
+        mixed: bool,
+        seed: int,
+        read_percent: int,
+        period_ns: float,
+    ) -> Load:
+        """protocol: "srp", "vscsiif", "blkif64" or "blkif32".
+
+        incoming, outgoing: eventfds from and to the peer (copies are taken). table: the grant
+        table. poll_ns: how long an idle ring is watched before the thread sleeps. depth: places.
+        Block n of `blocks` has the address first_address + n * step. read_percent: 100 or 0 unless
+        mixed. period_ns: between commands of an open loop; 0: closed loop.
+        """
+
+    def prepare(self, *, place: int, write: bool, slot: bytes, references: Sequence[int]) -> None:
+        """Say what a place sends: a request whose tag is the place, with its address left open.
+
+        references: version 1 grants that are in effect. They are revoked, and made again as they
+        were for as long as a command of the place is outstanding.
+        """
+
+    def begin(self, *, duration_ns: int, commands: int) -> None:
+        """Start a run, which ends after some time, or when so many commands were begun.
+
+        Operations go on where the last run left off. ValueError while commands are outstanding.
+        """
+
+    def run(self) -> bytes | None:
+        """Go on until there is a slot that is no clean answer; return a copy of it.
+
+        None when nothing is outstanding at the end of the run, or after `interrupt`. What was put
+        on the ring meanwhile is published first. Raises RingError.
+        """
+
+    def stop(self) -> None:
+        """Begin no more commands, in this run and later ones."""
+
+    def interrupt(self) -> None:
+        """Make `run` return, whatever is outstanding; forgotten at the next `begin`."""
+
+    def close(self) -> None:
+        """Let go of ring, table and descriptors; a second call does nothing."""
+
 @final
 class PageMap:
     """Pages of 4096 bytes of a file, mapped at consecutive addresses; a buffer of them all.
@@ -221,14 +443,40 @@ class PageMap:
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
-def grant_map(table: WriteableBuffer, reference: int, domain: int, *, readonly: bool) -> int:
-    """Mark a version 1 grant entry in use, as the hypervisor would; return its frame.
+@final
+class GrantAccess:
+    """Another domain's memory, and which of its version 1 grants are in use here. Thread-safe.
 
-    Raises vscsi.wire.errors.GrantError if the entry does not permit it, or is not in the table.
+    A reference in use keeps the frame that it had when it was mapped, whatever the domain writes
+    into its entry since; the entry carries GTF_reading and GTF_writing as Xen would set them.
     """
 
-def grant_unmap(table: WriteableBuffer, reference: int, *, reading: bool, writing: bool) -> None:
-    """Clear the marks GTF_reading, GTF_writing or both."""
+    mapped: int
+    """References in use, each as often as it is mapped, by services as well."""
+
+    def __new__(
+        cls,
+        memory: WriteableBuffer,
+        readonly: ReadableBuffer,
+        *,
+        references: int,
+        domain: int,
+        limit: int,
+    ) -> GrantAccess:
+        """Take the memory mapped twice, with a grant table of `references` entries at its start.
+
+        domain: whom entries must name. limit: references in use at a time. The buffers are held.
+        """
+
+    def map(self, references: Sequence[int], *, readonly: bool) -> list[int]:
+        """Mark entries in use, as the hypervisor would; return the frames. They may repeat.
+
+        Raises vscsi.wire.errors.GrantError, and marks none, if one does not permit it or is not
+        in the table, its frame is not in the memory, or they are too many.
+        """
+
+    def unmap(self, references: Sequence[int], *, readonly: bool) -> None:
+        """Undo a `map`; ValueError for a reference that is not mapped so."""
 
 def grant_set(
     table: WriteableBuffer, reference: int, domain: int, frame: int, *, readonly: bool
@@ -237,3 +485,21 @@ def grant_set(
 
 def grant_end(table: WriteableBuffer, references: Sequence[int]) -> list[int]:
     """Revoke entries by compare-and-swap; return those still in use (not revoked)."""
+
+def tap_packets(
+    entries: ReadableBuffer,
+    *,
+    interface: int,
+    clock_offset_ns: int,
+    lost: int,
+    protocol: int,
+    layout: int,
+    domain: int,
+    device: int,
+    queue: int,
+) -> bytes:
+    """Return the entries of one ring's tap as pcapng packets around capture records.
+
+    clock_offset_ns is added to the times. lost: messages that were left out before the first,
+    beside what the tap itself dropped. Raises ValueError for what no `take` has returned.
+    """

@@ -47,12 +47,15 @@ class UnitAttentions:
         with self._lock:
             self._pending.pop(nexus, None)
 
-    def establish(self, condition: Sense, *, but: Nexus | None = None) -> None:
-        """Establish a condition for every attached nexus, or for all but the one that caused it."""
+    def establish(
+        self, condition: Sense, *, but: Nexus | None = None, only: Nexus | None = None
+    ) -> None:
+        """Establish a condition for every attached nexus, all but who caused it, or for one."""
         told = []
         with self._lock:
             for nexus, queue in self._pending.items():
-                if nexus != but and condition not in queue:
+                concerned = nexus != but and only in (None, nexus)
+                if concerned and condition not in queue:
                     queue.append(condition)
                     queue.sort(key=_precedence)  # stable: equals stay in order of their coming
                     told.append(nexus)

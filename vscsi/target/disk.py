@@ -105,7 +105,13 @@ class Disk(LogicalUnit):
         }
         self.standard_inquiry()  # says whether `product` fits
         if store.native is not None:
-            self.native = Unit(store.native, block_size, _MAXIMUM_TRANSFER_BYTES)
+            self.native = Unit(
+                store.native,
+                block_size,
+                _MAXIMUM_TRANSFER_BYTES,
+                max_unmap_blocks=self.maximum_unmap_blocks,
+                max_unmap_descriptors=self.maximum_unmap_descriptors,
+            )
         self._tell_native()
 
     # State.
@@ -117,6 +123,7 @@ class Disk(LogicalUnit):
                 ready=self._started,
                 writable=not self.write_protected,
                 write_cache=self.write_cache_enabled,
+                thin=self.thin,
             )
 
     def resize(self) -> None:

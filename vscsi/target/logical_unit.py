@@ -118,6 +118,12 @@ class LogicalUnit:
         """Bytes copied on their way because buffers could not be used as they were."""
         return 0
 
+    # What a ring's backend calls.
+
+    def native_for(self, nexus: Nexus) -> Unit | None:
+        """Return what the C path executes a nexus' commands on; its gate is that of `native`."""
+        return self.native
+
     # What the router calls.
 
     def attach(self, nexus: Nexus) -> None:

@@ -64,9 +64,10 @@ class TaskRouter:
             if number in self._places:
                 raise ValueError(f"logical unit {number} exists")
             self._inventory_changed()
-            self._set_places({**self._places, number: self._place(unit)})
-            for nexus in self._nexuses:
+            place = self._place(unit)
+            for nexus in self._nexuses:  # before anybody can ask for its way to the unit
                 unit.attach(nexus)
+            self._set_places({**self._places, number: place})
 
     def remove(self, number: int) -> LogicalUnit:
         """Take a logical unit away and return it: its tasks have ended, with TASK ABORTED.

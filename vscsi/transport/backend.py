@@ -3,6 +3,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -10,18 +11,21 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from vscsi.domain.base import EventChannel, GrantMapper
 from vscsi.domain.xenbus import Keys, Reader
-from vscsi.ring import RingEnd, Service
-from vscsi.transport.tap import Crossing, RingPath, TapSwitch
+from vscsi.ring import RingEnd, Service, Tap
+from vscsi.transport.tap import TAP_BYTES, RingPath, TapSwitch
 from vscsi.wire.errors import WireError
 from vscsi.wire.record import Way
 
+if TYPE_CHECKING:
+    from vscsi.ring._core import Counts
+
 log = logging.getLogger(__name__)
 
-POLL_NS = 20_000
+POLL_NS = 50_000
 """How long a ring that was busy is watched before its thread sleeps."""
 STALL_S = 1.0
 """How long the end of a channel waits for a notification that the peer may have stalled."""
@@ -67,13 +71,13 @@ class RingBackend(ABC):
     """
 
     kind: ClassVar[str]
-    protocol: ClassVar[str | None] = None
-    """What the C path calls the protocol, if it knows it."""
 
     def __init__(self, peer: Peer, device: int, tap: TapSwitch) -> None:
         self.peer = peer
         self.device = device
         self.tap = tap
+        self.poll_ns = POLL_NS
+        self.histograms = True
         self.statistics = BackendStatistics()
         self.on_failure: Callable[[str], None] = lambda _reason: None
         self.connection: Connection | None = None
@@ -88,7 +92,7 @@ class RingBackend(ABC):
         self._ring_thread = 0
         self._elsewhere: deque[tuple[bytes, int, Callable[[], bool]]] = deque()
         """Answers of other threads, which the ring's own puts on the ring."""
-        self._taken_ns = 0
+        self._ring_tap = Tap(TAP_BYTES)
 
     # What a protocol says.
 
@@ -132,7 +136,8 @@ class RingBackend(ABC):
         self._elsewhere.clear()
         self._stopping = False
         self.connection = connection
-        self._held.callback(self.tap.watch(connection.service.interrupt))
+        self.tap.open(connection.path, self._ring_tap)
+        self._held.callback(self.tap.close, self._ring_tap)
         self._cpu_clock = None
         name = f"{self.kind}-{self.peer.domain}-{self.device}"
         thread = threading.Thread(target=self._serve, args=(connection,), name=name, daemon=True)
@@ -173,11 +178,12 @@ class RingBackend(ABC):
         references: Sequence[Sequence[int]],
         make: Callable[..., RingEnd],
         slot_size: int,
+        protocol: str,
     ) -> tuple[RingEnd, Service]:
         """Map each ring's pages and bind the frontend's event channel (for `attach`).
 
-        make: what attaches to the rings' memory. All is held until `disconnect`. WireError if a
-        page or the channel is not there for us.
+        make: what attaches to the rings' memory. protocol: what the C path calls it. All is held
+        until `disconnect`. WireError if a page or the channel is not there for us.
         """
         memory = []
         for each in references:
@@ -189,23 +195,36 @@ class RingBackend(ABC):
         ring = make(*memory, slot_size)
         self._held.callback(ring.close)
         incoming, outgoing = events.fds
+        self._ring_tap = Tap(TAP_BYTES)
         service = Service(
-            ring, self.protocol, incoming=incoming, outgoing=outgoing, poll_ns=POLL_NS
+            ring,
+            protocol,
+            grants=self.peer.grants.native,
+            incoming=incoming,
+            outgoing=outgoing,
+            poll_ns=self.poll_ns,
+            tap=self._ring_tap,
         )
         self._held.callback(service.close)
+        service.counting = self.histograms
         return ring, service
 
     # What the device's owner asks.
 
     def report(self) -> dict[str, object]:
         """Return counters, the serving thread's CPU time (ns), and what was negotiated."""
-        counters = asdict(self.statistics)
+        counters: dict[str, object] = asdict(self.statistics)
         connection = self.connection
         if connection is not None:
             service = connection.service
-            counters["requests"] += service.executed
-            counters["answers"] += service.executed
+            counters["requests"] = self.statistics.requests + service.executed
+            counters["answers"] = self.statistics.answers + service.executed
             counters["executed_in_c"] = service.executed
+            counters["deferred_in_c"] = service.deferred
+            counters["operations_in_c"] = {
+                operation: {"latency_ns": summary(latencies), "bytes": summary(sizes)}
+                for operation, (latencies, sizes) in service.histograms.items()
+            }
             counters["notifications_sent"] = service.notifications_sent
             counters["notifications_received"] = service.notifications_received
         return {**counters, "cpu_ns": self.cpu_ns(), **self.parameters()}
@@ -251,10 +270,10 @@ class RingBackend(ABC):
 
     def _put(self, connection: Connection, message: bytes, slots: int) -> None:
         ring = connection.ring
-        if self.tap.active:
+        if self._ring_tap.active:
             now, index = time.monotonic_ns(), ring.put_index
-            waiting = self.in_flight + len(self._elsewhere)
-            self.tap(Crossing(connection.path, Way.TO_INITIATOR, now, index, waiting, message))
+            waiting = self._waiting(connection.service.waiting)
+            self._ring_tap.put(Way.TO_INITIATOR, now, index, waiting, message, b"")
         for slot in range(slots):
             if not ring.put(message if slot == 0 else b""):
                 raise WireError("the frontend leaves no room for answers")
@@ -263,18 +282,21 @@ class RingBackend(ABC):
     def show_request(self, slot: bytes, descriptors: bytes = b"") -> None:
         """Show the message that is being handled to the tap; descriptors: copied segment lists."""
         connection = self.connection
-        if connection is not None and self.tap.active:
-            self.tap(
-                Crossing(
-                    connection.path,
-                    Way.TO_TARGET,
-                    self._taken_ns,
-                    (connection.ring.take_index - 1) & 0xFFFF_FFFF,
-                    self.in_flight + len(self._elsewhere),
-                    slot,
-                    descriptors,
-                )
+        if connection is not None and self._ring_tap.active and not connection.service.shown:
+            self._ring_tap.put(
+                Way.TO_TARGET,
+                connection.service.taken_ns,
+                (connection.ring.take_index - 1) & 0xFFFF_FFFF,
+                self._waiting(connection.service.position),
+                slot,
+                descriptors,
             )
+
+    def _waiting(self, taken: int) -> int:
+        """Return how many requests are unanswered beside the one at hand: taken, or still with it
+        on the ring.
+        """
+        return self.in_flight + len(self._elsewhere) + taken
 
     def count(self, change: int) -> None:
         """Count a request that began (+1), or let go of the frontend's memory (-1)."""
@@ -304,7 +326,6 @@ class RingBackend(ABC):
                 slot = connection.service.run(native=self._may_run(connection))
                 self._put_answers(connection)  # of what came before this message
                 if slot is not None and not self._stopping:
-                    self._taken_ns = time.monotonic_ns()
                     self.statistics.requests += 1
                     self.message(slot)
             connection.service.publish()
@@ -321,5 +342,22 @@ class RingBackend(ABC):
             connection.service.publish()
 
     def _may_run(self, connection: Connection) -> bool:
-        quiet = not self.tap.active and not self.in_flight
-        return quiet and self.prepare_native(connection.service)
+        return not self.in_flight and self.prepare_native(connection.service)
+
+
+def summary(counts: "Counts") -> dict[str, int]:
+    """Return what a histogram of the C path says, in a few numbers.
+
+    Percentiles are the middle of their bucket, which is no wider than 1/32 of its values.
+    """
+    least, most, buckets = counts
+    total = sum(count for _, count in buckets)
+    found = {"count": total, "min": least}
+    for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999)):
+        left = math.ceil(total * share)
+        for middle, count in buckets:
+            left -= count
+            if left <= 0:
+                found[name] = min(max(middle, least), most)
+                break
+    return {**found, "max": most}

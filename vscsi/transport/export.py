@@ -4,30 +4,31 @@
 import hashlib
 import json
 import logging
-import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vscsi.domain.base import StoreClient, StoreError, StoreOperations
+from vscsi.domain.base import StoreError, StoreOperations
 from vscsi.domain.keys import read_state, transact
 from vscsi.domain.local import BACKEND_DOMAIN, Answer, LocalHost, LocalMessage, LocalPeer
-from vscsi.domain.toolstack import VBD, VSCSI, VSRP, Device, create
+from vscsi.domain.toolstack import KINDS, VBD, VSCSI, VSRP, Device, create, remove
 from vscsi.domain.xenbus import Backend, Reader, XenbusState
 from vscsi.target.base import Nexus
 from vscsi.target.disk import Disk
 from vscsi.target.logical_unit import LogicalUnit
 from vscsi.target.refusals import CAPACITY_CHANGED, REPORTED_LUNS_CHANGED
 from vscsi.target.router import TaskRouter
-from vscsi.transport.backend import Connection, RingBackend
+from vscsi.transport.backend import POLL_NS, Connection, RingBackend
 from vscsi.transport.blkif.backend import BlkifBackend
 from vscsi.transport.blkif.frontend import FIRST_VBD
 from vscsi.transport.srp.backend import SrpBackend
 from vscsi.transport.srp.port import SrpPort
 from vscsi.transport.tap import TapSwitch
+from vscsi.transport.turns import Turns, WatchingStore
 from vscsi.transport.vscsiif.backend import VscsiifBackend
+from vscsi.transport.vscsiif.units import UnitList
 from vscsi.wire.blkif import NATIVE, Layout
 from vscsi.wire.lun import encode
 from vscsi.wire.sense import Sense
@@ -38,73 +39,6 @@ MAX_WARNINGS = 16
 """Of one domain: it can have its channels closed as often as it likes."""
 
 log = logging.getLogger(__name__)
-
-
-class Turns:
-    """A thread that calls what it is given, in order; one a domain.
-
-    Tearing a device down waits for what runs on it. Here a guest waits for itself alone.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def post(self, call: Callable[[], None]) -> None:
-        """Have something called, after what was posted before; any thread, does not wait."""
-        self._queue.put(call)
-
-    def end(self) -> None:
-        """End the thread after what was posted before; any thread, does not wait."""
-        self._queue.put(None)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread has not ended."""
-        return self._thread.is_alive()
-
-    def join(self) -> None:
-        """Wait for the thread to end."""
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (call := self._queue.get()) is not None:
-            try:
-                call()
-            except Exception:  # one device's trouble is not the next one's
-                log.exception("%s", self._thread.name)
-
-
-class WatchingStore:
-    """A store client whose watch callbacks are called by a domain's own thread."""
-
-    def __init__(self, store: StoreClient, turns: Turns) -> None:
-        self._store = store
-        self._turns = turns
-        self.read = store.read
-        self.write = store.write
-        self.mkdir = store.mkdir
-        self.rm = store.rm
-        self.directory = store.directory
-        self.get_perms = store.get_perms
-        self.set_perms = store.set_perms
-        self.transaction = store.transaction
-
-    def watch(self, path: str, callback: Callable[[str], None]) -> Callable[[], None]:
-        """Watch a path; an event that waits for the domain's thread is not posted twice."""
-        waiting: set[str] = set()  # as long as what the guest has below the path (XSA-349)
-
-        def call(changed: str) -> None:
-            waiting.discard(changed)
-            callback(changed)
-
-        def fire(changed: str) -> None:
-            if changed not in waiting:
-                waiting.add(changed)
-                self._turns.post(partial(call, changed))
-
-        return self._store.watch(path, fire)
 
 
 @dataclass(slots=True)
@@ -121,51 +55,68 @@ class Guest:
 
     def __init__(self, export: "Export", peer: LocalPeer) -> None:
         self.peer = peer
-        self.devices: list[Served] = []
+        self.devices: tuple[Served, ...] = ()  # replaced, never changed
         self._export = export
         self._warnings = 0
         self._turns = Turns(f"domain-{peer.domain}")
         self._store = WatchingStore(export.host.store, self._turns)
+        self._vscsi = Device(VSCSI, peer.domain, 0)
+        self._units = UnitList(self._store, self._vscsi)
         self._plug()
 
     def _plug(self) -> None:
         export, peer = self._export, self.peer
-        vscsi_units = {
-            f"vscsi-devs/dev-{at}/{key}": value
-            for at, number in enumerate(export.units)
-            for key, value in (
-                ("p-dev", str(number)),
-                ("v-dev", f"0:0:0:{number}"),
-                ("state", str(int(XenbusState.INITIALISING))),
-            )
-        }
         self._serve(VSRP, 0, SrpBackend(peer, 0, export.tap, export.port), {})
-        vscsi = Device(VSCSI, peer.domain, 0)
-        own_keys = partial(Reader, self._store, vscsi.backend_path)
+        own_keys = partial(Reader, self._store, self._vscsi.backend_path)
         port = export.port.port_id.hex()
         self._serve(
             VSCSI,
             0,
             VscsiifBackend(peer, 0, export.tap, export.router, port, own_keys),
-            vscsi_units,
+            self._units.keys(export.offered),
         )
-        for at, number in enumerate(export.units):
-            disk = export.vbds.get(number)
-            if disk is None:
-                continue
+        self._plug_disks()
+
+    def _plug_disks(self) -> None:
+        """Give the domain a vbd for each disk that has none yet."""
+        handles = {served.device.handle for served in self.devices if served.device.kind == VBD}
+        for at, disk in self._export.disks.items():
             handle = FIRST_VBD + VBD_STEP * at
-            end = BlkifBackend(peer, at, export.tap, disk, export.blkif_layout)
-            mode = "r" if disk.write_protected else "w"
-            self._serve(VBD, handle, end, {"mode": mode})
+            if handle not in handles:
+                end = BlkifBackend(self.peer, at, self._export.tap, disk, self._export.blkif_layout)
+                self._serve(VBD, handle, end, {"mode": "r" if disk.write_protected else "w"})
+
+    def follow(self) -> threading.Event:
+        """Have the devices be what the export has now; any thread, does not wait.
+
+        Returns what is set when no device uses a disk that has gone.
+        """
+        done = threading.Event()
+        self._turns.post(self._follow)
+        self._turns.post(done.set)
+        return done
+
+    def _follow(self) -> None:
+        disks = set(self._export.disks.values())
+        for served in self.devices:
+            if isinstance(served.end, BlkifBackend) and served.end.disk not in disks:
+                # At once, as when a disk is pulled: a guest that does not agree is not waited for.
+                served.half.stop()
+                remove(self._store, served.device)
+                self.devices = tuple(each for each in self.devices if each is not served)
+        self._plug_disks()
+        self._units.follow(self._export.offered)
 
     def _serve(self, kind: str, handle: int, end: RingBackend, keys: Mapping[str, str]) -> None:
+        end.poll_ns = self._export.poll_ns
+        end.histograms = self._export.histograms
         device = Device(kind, self.peer.domain, handle)
         create(self._store, device, backend_keys=keys)
         half = Backend(self._store, device.backend_path, end, partial(self._changed, device))
         end.on_failure = lambda reason: self._turns.post(
             partial(self._failed, end, end.connection, half, reason)
         )
-        self.devices.append(Served(device, end, half))
+        self.devices += (Served(device, end, half),)
         self._turns.post(half.start)
 
     def _changed(self, device: Device, state: XenbusState, reason: str) -> None:
@@ -174,6 +125,8 @@ class Guest:
             level = logging.WARNING
             self._warnings += 1
         log.log(level, "%s: %s %s", device.backend_path, state.name, reason)
+        if device == self._vscsi and state is XenbusState.CONNECTED:  # ready for the next change
+            self._turns.post(lambda: self._units.follow(self._export.offered))
 
     def _failed(
         self, end: RingBackend, connection: Connection | None, half: Backend, reason: str
@@ -215,11 +168,10 @@ class Guest:
     def _forget(self) -> None:
         """Remove what the store has of the domain."""
         domain, ours = self.peer.domain, f"/local/domain/{BACKEND_DOMAIN}"
-        kinds = sorted({served.device.kind for served in self.devices})
         for path in (
             f"/local/domain/{domain}",
-            *(f"{ours}/backend/{kind}/{domain}" for kind in kinds),
-            *(f"{ours}/error/backend/{kind}/{domain}" for kind in kinds),
+            *(f"{ours}/backend/{kind}/{domain}" for kind in KINDS),
+            *(f"{ours}/error/backend/{kind}/{domain}" for kind in KINDS),
         ):
             try:
                 self._store.rm(path)
@@ -247,41 +199,40 @@ class Export:
         vbds: Mapping[int, Disk] | None = None,
         workers: int = 0,
         blkif_layout: Layout = NATIVE,
+        poll_ns: int = POLL_NS,
+        histograms: bool = True,
     ) -> None:
         """units: by logical unit number; they and their stores stay the caller's.
 
         A unit that is a `Disk` is a vbd as well. vbds: what is the vbd beside other units, on the
         blocks that they have themselves; the n-th unit's is the n-th vbd, whether others are there
-        or not.
+        or not. poll_ns: how long a ring that was busy is watched before its thread sleeps (0: not
+        at all). histograms: whether the C path keeps them; what that costs can be measured so.
         """
-        self.units = dict(units)
-        self.vbds = {number: unit for number, unit in units.items() if isinstance(unit, Disk)}
-        self.vbds |= vbds or {}
+        self.units: Mapping[int, LogicalUnit] = {}  # replaced, never changed, as the next one
+        self.vbds: Mapping[int, Disk] = {}
         self.tap = TapSwitch()
         self.router = TaskRouter(workers=workers)
-        for number, unit in units.items():
-            self.router.add(number, unit)
-        self._end_observing = [
-            *(
-                unit.attentions.observe(partial(self._attention, encode(number)))
-                for number, unit in units.items()
-            ),
-            *(
-                disk.attentions.observe(partial(self._disk_attention, disk))
-                for disk in self.vbds.values()
-            ),
-        ]
         port_id = hashlib.sha256(str(directory.resolve()).encode()).digest()[:16]
         self.port = SrpPort(self.router, port_id)
         self.blkif_layout = blkif_layout
+        self.poll_ns = poll_ns
+        self.histograms = histograms
         self.host = LocalHost(
             directory,
             on_domain=self._domain,
             on_domain_gone=self._domain_gone,
         )
         self.host.answers[LocalMessage.STATISTICS] = self._statistics
+        self._places: dict[int, int] = {}
+        """By logical unit number: which unit it is, the first being 0; kept when it leaves."""
+        self._end_observing: dict[int, list[Callable[[], None]]] = {}
         self._guests: dict[int, Guest] = {}
         self._leaving: list[Guest] = []
+        self._lock = threading.Lock()
+        """Of what is served and to whom, so that every guest gets all of it."""
+        for number, unit in units.items():
+            self._take_in(number, unit, (vbds or {}).get(number))
 
     def start(self) -> None:
         """Serve; SetupError if the directory cannot be."""
@@ -293,8 +244,61 @@ class Export:
         for guest in self._leaving:
             guest.join()
         self.router.close()
-        for end_observing in self._end_observing:
-            end_observing()
+        for number in list(self._end_observing):
+            self._observe_no_more(number)
+
+    def add(self, number: int, unit: LogicalUnit, disk: Disk | None = None) -> None:
+        """Take a logical unit in while others are served: initiators hear that the LUNs changed.
+
+        disk: its vbd, as in `vbds`. Both stay the caller's, until `remove` or `stop`. ValueError if
+        the number is taken.
+        """
+        with self._lock:
+            self._take_in(number, unit, disk)
+            for guest in self._guests.values():
+                guest.follow()
+
+    def remove(self, number: int) -> None:
+        """Let go of a logical unit: its tasks end with TASK ABORTED, its vbds are closed.
+
+        Returns when nobody uses it or its disk any more. KeyError if there is none.
+        """
+        with self._lock:
+            self.units = {key: kept for key, kept in self.units.items() if key != number}
+            self.vbds = {key: kept for key, kept in self.vbds.items() if key != number}
+            followed = [guest.follow() for guest in self._guests.values()]
+            leaving = list(self._leaving)
+        self.router.remove(number)
+        for each in followed:
+            each.wait()
+        for guest in leaving:
+            guest.join()
+        self._observe_no_more(number)
+
+    @property
+    def offered(self) -> dict[int, int]:
+        """The logical unit numbers by place, which names a unit in protocols without LUNs."""
+        return {self._places[number]: number for number in self.units}
+
+    @property
+    def disks(self) -> dict[int, Disk]:
+        """The disks for blkif by place."""
+        return {self._places[number]: disk for number, disk in self.vbds.items()}
+
+    def _take_in(self, number: int, unit: LogicalUnit, disk: Disk | None) -> None:
+        self.router.add(number, unit)
+        self._places.setdefault(number, len(self._places))
+        observing = [unit.attentions.observe(partial(self._attention, encode(number)))]
+        disk = unit if isinstance(unit, Disk) else disk
+        if disk is not None:
+            observing.append(disk.attentions.observe(partial(self._disk_attention, disk)))
+            self.vbds = {**self.vbds, number: disk}
+        self._end_observing[number] = observing
+        self.units = {**self.units, number: unit}
+
+    def _observe_no_more(self, number: int) -> None:
+        for end in self._end_observing.pop(number):
+            end()
 
     def _attention(self, lun: bytes, condition: Sense, nexuses: Sequence[Nexus]) -> None:
         """Tell at once what the next command would be told: the configuration has changed."""
@@ -309,13 +313,15 @@ class Export:
 
     def _domain(self, peer: LocalPeer) -> None:
         log.info("domain %d attached", peer.domain)
-        self._guests[peer.domain] = Guest(self, peer)
+        with self._lock:
+            self._guests[peer.domain] = Guest(self, peer)
 
     def _domain_gone(self, peer: LocalPeer) -> None:
         log.info("domain %d is gone", peer.domain)
-        guest = self._guests.pop(peer.domain)
-        self._leaving = [each for each in self._leaving if each.alive] + [guest]
-        guest.gone()
+        with self._lock:
+            guest = self._guests.pop(peer.domain)
+            self._leaving = [each for each in self._leaving if each.alive] + [guest]
+            guest.gone()
 
     def _statistics(self, domain: int, payload: bytes) -> Answer:
         """Answer with one device's report; a domain may ask for its own.

@@ -8,7 +8,7 @@ import select
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -25,6 +25,7 @@ from vscsi.transport.initiator import (
     ManagementCommand,
     TransportError,
 )
+from vscsi.transport.load import Completion, Job, Template
 from vscsi.wire.errors import WireError
 
 CONNECT_TIMEOUT_S = 20.0
@@ -36,7 +37,6 @@ MEMORY_BYTES = 64 << 20
 _log = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
-Completion = Callable[[], None]
 
 
 class RingInitiator(ABC, Generic[Request]):
@@ -49,6 +49,10 @@ class RingInitiator(ABC, Generic[Request]):
     """
 
     kind: ClassVar[str]
+    address_bytes: ClassVar[int | None] = None
+    """Bytes that a request's address counts in; None: the logical unit's blocks."""
+    load_protocol: str
+    """What `vscsi.ring.Load` calls the protocol."""
 
     def __init__(self, directory: Path, handle: int) -> None:
         """Attach a new domain to a served directory; SetupError if nobody serves it."""
@@ -61,6 +65,8 @@ class RingInitiator(ABC, Generic[Request]):
         self._receiver: threading.Thread | None = None
         self._stopping = False
         self._in_batch = False
+        self._job: Job | None = None
+        self._job_done = threading.Event()
         self._failure: str | None = None
         self._changed = threading.Condition()
         """Of the state, of failure, of an answer that somebody waits for."""
@@ -104,6 +110,24 @@ class RingInitiator(ABC, Generic[Request]):
     @abstractmethod
     def cancelled(self, request: Request, error: TransportError) -> Completion:
         """Return what to call to end a request that got no answer."""
+
+    # What a protocol says of a load, which has the ring to itself and sends from C.
+
+    @abstractmethod
+    def template(self, tag: int, command: Command) -> Template:
+        """Return the one request of a command; TransportError if it takes more than that."""
+
+    @property
+    @abstractmethod
+    def room(self) -> int:
+        """Commands that the ring takes now."""
+
+    def take_room(self, room: int) -> None:
+        """Note how much a load left."""
+
+    @abstractmethod
+    def judge(self, command: Command, slot: bytes) -> None:
+        """Set a command's outcome from an answer to its template; WireError as `answered`."""
 
     @abstractmethod
     def make_ring(self, backend: Reader) -> Keys:
@@ -173,11 +197,15 @@ class RingInitiator(ABC, Generic[Request]):
 
     def disconnect(self) -> None:
         """Stop, end every request, let go of the ring (xenbus, at the end of a connection)."""
-        self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        with self._lock:
+            self._stopping = True
+            if self._job is not None:
+                self._job.interrupt()
+        self._wake_receiver()
         if self._receiver is not None and self._receiver is not threading.current_thread():
             self._receiver.join()
         self._fail(ENDED)
+        self._job_done.set()  # one that nobody has begun
         with self._lock:
             if self.ring is not None:
                 self.ring.close()
@@ -265,10 +293,11 @@ class RingInitiator(ABC, Generic[Request]):
     def pump(self) -> list[Completion]:
         """Put what waits on the ring as far as there is room (with the lock).
 
-        Returns what to call, without the lock, for requests that can never be sent.
+        Returns what to call, without the lock, for requests that can never be sent. While a job
+        has the ring they all wait.
         """
         refused: list[Completion] = []
-        if self.ring is None:
+        if self.ring is None or self._job is not None:
             return refused
         while self._waiting and self.room_for(self._waiting[0]):
             request = self._waiting.popleft()
@@ -316,16 +345,21 @@ class RingInitiator(ABC, Generic[Request]):
             while not self._stopping:
                 slots = ring.take(BATCH)
                 if slots:
-                    self._batch(slots)
+                    self.take_answers(slots)
+                elif self._job is not None:
+                    self._run_job(self._job)
                 elif not ring.arm():
-                    poll.poll()
-                    events.clear()
-                    self.statistics.notifications_received += 1
+                    ready = {fd for fd, _ in poll.poll()}
+                    if self._wake in ready:
+                        os.eventfd_read(self._wake)
+                    if events.fileno() in ready:
+                        events.clear()
+                        self.statistics.notifications_received += 1
         except WireError as error:
             self.statistics.wire_errors += 1
             self._break(f"the backend broke the protocol: {error}")
 
-    def _batch(self, slots: Sequence[bytes]) -> None:
+    def take_answers(self, slots: Sequence[bytes]) -> None:
         self._in_batch = True
         try:
             for slot in slots:
@@ -337,6 +371,50 @@ class RingInitiator(ABC, Generic[Request]):
                 self._in_batch = False
                 refused = self.pump()
             call_all(refused)
+
+    # Jobs
+
+    def run_exclusively(self, job: Job, timeout_s: float) -> None:
+        """Run a job in the receiver's thread, with the ring to itself; return when it is done.
+
+        Requests that are submitted meanwhile wait. The job is interrupted after the timeout, and
+        when the channel fails. Raises TransportError if it fails, has failed, or is in use.
+        """
+        with self._lock:
+            self.check_usable()
+            if self._stopping:
+                raise TransportError(ENDED)
+            if self.in_flight or self._waiting or self._job is not None:
+                raise TransportError("the channel is in use")
+            self._job_done.clear()
+            self._job = job
+        self._wake_receiver()
+        if not self._job_done.wait(timeout_s):
+            job.interrupt()
+            self._job_done.wait()
+        with self._lock:
+            self.check_usable()
+
+    def _run_job(self, job: Job) -> None:
+        try:
+            job.run()
+        finally:
+            with self._lock:
+                self._job = None
+                refused = self.pump()
+            self._job_done.set()
+            call_all(refused)
+
+    def channel(self) -> tuple[RingEnd, EventChannel]:
+        """Return the ring and its events; TransportError if the channel is not usable."""
+        with self._lock:
+            self.check_usable()
+            if self.ring is None or self._events is None:
+                raise TransportError(ENDED)
+            return self.ring, self._events
+
+    def _wake_receiver(self) -> None:
+        os.eventfd_write(self._wake, 1)
 
     # Failing
 
@@ -360,6 +438,8 @@ class RingInitiator(ABC, Generic[Request]):
             self.in_flight.clear()
             self._waiting.clear()
             completions = [self.cancelled(request, error) for request in ended]
+            if self._job is not None:
+                self._job.interrupt()
         with self._changed:
             self._changed.notify_all()
         call_all(completions)

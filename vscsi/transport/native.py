@@ -24,15 +24,16 @@ class NativeUnits:
         self.of = units
         self._service = service
         self._nexus = nexus
-        self._units = {at: unit for at, unit in units.items() if unit.native is not None}
+        native = {at: unit.native_for(nexus) for at, unit in units.items()}
+        self._units = {at: unit for at, unit in units.items() if native[at] is not None}
         self._told = set(self._units)
         """Addresses whose units may have a condition to report."""
         self._held = ExitStack()
         service.clear_units()
-        for address, unit in self._units.items():
-            if unit.native is not None:
-                service.put_unit(address, unit.native)
-                end = unit.attentions.observe(partial(self._established, address))
+        for address, each in native.items():
+            if each is not None:
+                service.put_unit(address, each)
+                end = units[address].attentions.observe(partial(self._established, address))
                 self._held.callback(end)
 
     def _established(self, address: bytes, _condition: Sense, nexuses: Sequence[Nexus]) -> None:

@@ -1,11 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""Where a backend end shows every message that crosses its ring, both ways."""
+"""Where backend ends show every message that crosses their rings, both ways.
+
+Each ring has a byte ring of its own (`vscsi.ring.Tap`) that its thread fills without ever waiting:
+what finds no room there is counted. One thread takes what is in them to the listeners.
+"""
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from vscsi.ring import Tap
 from vscsi.wire import record
+
+TAP_BYTES = 4 << 20
+"""Of each ring's tap: some 20,000 messages."""
+PERIOD_S = 0.005
+"""How often the taps are emptied; ringing somebody's bell would cost the ring's thread."""
+_TAKEN_BYTES = 1 << 20
+"""At a time, of one ring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,65 +33,103 @@ class RingPath:
     parameters: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Crossing:
-    """One message that crossed a ring, a private copy."""
+class Listener(Protocol):
+    """Takes what crossed; must not block, may drop (and count)."""
 
+    def __call__(self, path: RingPath, entries: bytes, count: int, dropped: int) -> None:
+        """Take `count` messages of one ring, in their order, as its tap returned them.
+
+        dropped: messages that found no room since the last call.
+        """
+
+
+@dataclass(slots=True, eq=False)
+class _Source:
     path: RingPath
-    way: record.Way
-    time_ns: int
-    """Of the monotonic clock: when a request was taken off the ring, an answer put on it."""
-    ring_index: int
-    in_flight: int
-    """Requests of the ring that were unanswered at that time, this one left out."""
-    message: bytes
-    descriptors: bytes = b""
-    """What was copied from the indirect or SG_GRANT pages that the message names."""
-
-
-Tap = Callable[[Crossing], None]
-"""Called for each message; must not block, may drop (and count)."""
+    tap: Tap
+    told_dropped: int = 0
 
 
 class TapSwitch:
-    """A tap that passes messages on to any number of listeners; none costs one comparison."""
+    """All taps of a server, and who listens. Thread-safe. Without listeners a tap costs a look."""
 
     def __init__(self) -> None:
-        self._listeners: tuple[Tap, ...] = ()
-        self._watchers: tuple[Callable[[], None], ...] = ()
-        self._lock = threading.Lock()
+        self._listeners: tuple[Listener, ...] = ()
+        self._sources: list[_Source] = []
+        self._lock = threading.RLock()
+        """Of listeners and sources, and of the taking: there is one taker at a time."""
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def add(self, listener: Tap) -> Callable[[], None]:
-        """Add a listener; returns a function that removes it. Both from any thread."""
+    def open(self, path: RingPath, tap: Tap) -> None:
+        """Take from the tap of a ring that is about to be served."""
         with self._lock:
+            tap.active = bool(self._listeners)
+            self._sources.append(_Source(path, tap))
+
+    def close(self, tap: Tap) -> None:
+        """Let go of a ring's tap; what is in it is delivered first."""
+        with self._lock:
+            self.flush()
+            self._sources = [source for source in self._sources if source.tap is not tap]
+
+    def add(self, listener: Listener) -> Callable[[], None]:
+        """Show a listener what crosses from now on; returns a function that ends that.
+
+        That function delivers first what has crossed until then. Both from any thread.
+        """
+        with self._lock:
+            self.flush()  # what crossed before is not for this one
+            if not self._listeners:
+                self._begin()
             self._listeners = (*self._listeners, listener)
-            watchers = self._watchers
-        for watcher in watchers:
-            watcher()
 
         def remove() -> None:
+            thread = None
             with self._lock:
+                self.flush()
                 self._listeners = tuple(each for each in self._listeners if each is not listener)
+                if not self._listeners:
+                    thread = self._finish()
+            if thread is not None:
+                thread.join()
 
         return remove
 
-    def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
-        """Have a function called when a listener comes; returns one that ends that."""
+    def flush(self) -> None:
+        """Deliver what has crossed; returns when the listeners have been called."""
         with self._lock:
-            self._watchers = (*self._watchers, watcher)
+            for source in self._sources:
+                while self._take(source):
+                    pass
 
-        def end() -> None:
-            with self._lock:
-                self._watchers = tuple(each for each in self._watchers if each is not watcher)
+    def _begin(self) -> None:
+        for source in self._sources:
+            source.tap.active = True
+        self._end = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(self._end,), name="tap", daemon=True
+        )
+        self._thread.start()
 
-        return end
+    def _finish(self) -> threading.Thread | None:
+        for source in self._sources:
+            source.tap.active = False
+        self._end.set()
+        thread, self._thread = self._thread, None
+        return thread
 
-    @property
-    def active(self) -> bool:
-        """Whether anybody listens."""
-        return bool(self._listeners)
+    def _run(self, end: threading.Event) -> None:
+        while not end.wait(PERIOD_S):
+            self.flush()
 
-    def __call__(self, crossing: Crossing) -> None:
-        """Pass a message on."""
-        for listener in self._listeners:
-            listener(crossing)
+    def _take(self, source: _Source) -> bool:
+        """Deliver a part of what is in one tap; False if there was nothing."""
+        dropped = source.tap.dropped
+        entries, count = source.tap.take(_TAKEN_BYTES)
+        news = dropped - source.told_dropped
+        if count or news:
+            source.told_dropped = dropped
+            for listener in self._listeners:
+                listener(source.path, entries, count, news)
+        return bool(count)

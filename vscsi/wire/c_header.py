@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from construct import Construct, SizeofError
 
-from vscsi.wire import blkif, opcodes, srp, srp_ring, vscsiif
+from vscsi.wire import blkif, opcodes, parameters, pcapng, record, srp, srp_ring, vscsiif
 from vscsi.wire.cdb import named
 
 _NATIVE = {
@@ -45,12 +45,16 @@ def header() -> str:
         "};",
         "",
         "enum operation { OP_READ, OP_WRITE, OP_FLUSH, OP_UNMAP, OP_READY, OPERATIONS };",
+        '#define OPERATION_NAMES "read", "write", "flush", "unmap", "test unit ready"',
         "",
-        "/* A command's row: fields are big-endian, `protect` and `fua` masks of byte 1. */",
+        "/*",
+        " * A command's row: fields are big-endian, `refused` and `fua` masks of byte 1. `blocks`",
+        " * is the parameter list's length in bytes where there is one.",
+        " */",
         "struct cdb_row {",
         "    uint8_t opcode, length, operation;",
         "    uint8_t lba_offset, lba_size, blocks_offset, blocks_size;",
-        "    uint8_t protect, fua;",
+        "    uint8_t refused, fua;",
         "    uint32_t lba_mask; /* of the first four bytes */",
         "};",
         "",
@@ -86,6 +90,11 @@ def _constants() -> Iterator[tuple[str, int]]:
         "VSCSIIF_RSP": vscsiif.Response,
         "VSCSIIF_SEGMENT": vscsiif.Segment,
         "BLKIF_SEGMENT": blkif.Segment,
+        "UNMAP": parameters.UnmapHeader,
+        "UNMAP_DESCRIPTOR": parameters.UnmapDescriptor,
+        "PCAPNG_HEAD": pcapng.LITTLE.head,
+        "PCAPNG_PACKET": pcapng.LITTLE.packet,
+        "RECORD": record.Record,
     }.items():
         for name, at in offsets(form).items():
             yield f"{prefix}_{name.upper()}_AT", at
@@ -95,12 +104,21 @@ def _constants() -> Iterator[tuple[str, int]]:
             form = getattr(layout.formats, form_name)
             for name, at in offsets(form).items():
                 yield f"{prefix}_{form_name.upper()}_{name.upper()}_AT", at
+    yield "PCAPNG_HEAD_BYTES", pcapng.LITTLE.head.sizeof()
+    yield "PCAPNG_PACKET_BYTES", pcapng.LITTLE.packet.sizeof()
+    yield "PCAPNG_EPB_DROPCOUNT", pcapng.EPB_DROPCOUNT
+    yield "RECORD_BYTES", offsets(record.Record)["message"]
+    yield "RECORD_VERSION", record.VERSION
     yield "SLOT_HEADER_BYTES", srp_ring.SlotHeader.sizeof()
     yield "SRP_CMD_BYTES", srp.CMD_BYTES
     yield "SRP_DESCRIPTOR_BYTES", srp.MemoryDescriptor.sizeof()
     yield "SRP_RSP_BYTES", offsets(srp.Rsp)["response_data"]
+    yield "UNMAP_BYTES", parameters.UnmapHeader.sizeof()
+    yield "UNMAP_DESCRIPTOR_BYTES", parameters.UnmapDescriptor.sizeof()
+    yield "CDB16_LBA_AT", named("READ(16)").fields["lba"].offset
     yield "VSCSIIF_SLOT_SIZE", vscsiif.SLOT_SIZE
     yield "VSCSIIF_SEGMENTS", vscsiif.SEGMENTS
+    yield "VSCSIIF_CDB_BYTES", vscsiif.MAX_COMMAND_SIZE
     yield "VSCSIIF_SG_GRANT", vscsiif.SG_GRANT
     yield "VSCSIIF_SEGMENT_BYTES", vscsiif.Segment.sizeof()
     yield "BLKIF_SEGMENT_BYTES", blkif.Segment.sizeof()
@@ -116,6 +134,8 @@ def _constants() -> Iterator[tuple[str, int]]:
         "VSCSIIF_DIRECTION": vscsiif.Direction,
         "BLKIF_OP": blkif.Operation,
         "BLKIF_RSP": blkif.RspStatus,
+        "PCAPNG_BLOCK": pcapng.BlockType,
+        "WAY": record.Way,
     }.items():
         for member in codes:
             yield f"{prefix}_{member.name}", int(member)
@@ -123,8 +143,10 @@ def _constants() -> Iterator[tuple[str, int]]:
 
 def _row(name: str, operation: str) -> str:
     row = named(name)
-    lba, blocks = (row.fields.get(field, _NOTHING) for field in ("lba", "blocks"))
-    protect, fua = (row.fields.get(field, _NOTHING).mask for field in ("protect", "fua"))
+    lba = row.fields.get("lba", _NOTHING)
+    blocks = row.fields.get("blocks", row.fields.get("parameter_list_length", _NOTHING))
+    refused = row.fields.get("protect", row.fields.get("anchor", _NOTHING)).mask
+    fua = row.fields.get("fua", _NOTHING).mask
     first = lba.mask >> 8 * max(lba.size - 4, 0)
     values = (row.opcode, row.length, operation, lba.offset, lba.size, blocks.offset, blocks.size)
-    return "{" + ", ".join(map(str, (*values, protect, fua, f"{first:#x}"))) + "}"
+    return "{" + ", ".join(map(str, (*values, refused, fua, f"{first:#x}"))) + "}"

@@ -16,6 +16,8 @@ SENSE_BUFFER_SIZE = 96
 SEGMENTS = 26
 """Segment descriptors in a request (VSCSIIF_SG_TABLESIZE)."""
 PRESET_SEGMENTS = 31
+MAX_ADDRESS = 0xFFFF
+"""Of channel, id and lun."""
 SG_GRANT = 0x80
 """In nr_segments: the descriptors name memory that holds the real descriptors."""
 
@@ -90,6 +92,9 @@ Request = Struct(
     "reserved" / raw(12),
 )
 
+Address = Packed("channel" / U16L, "id" / U16L, "lun" / U16L, "reserved" / raw(2))
+"""What a request says of its unit, as it stands there, in the 8 bytes of the C path's addresses."""
+
 SgPreset = Struct(
     "rqid" / U16L,
     "act" / Default(U8, Act.SG_PRESET),
@@ -97,6 +102,7 @@ SgPreset = Struct(
     "segments" / Array(PRESET_SEGMENTS, Segment),
 )
 
+_RESERVED = 144
 Response = Packed(
     "rqid" / U16L,
     "act" / U8,
@@ -104,7 +110,7 @@ Response = Packed(
     "sense_buffer" / raw(SENSE_BUFFER_SIZE),
     "rslt" / S32L,
     "residual" / U32L,
-    "reserved" / raw(144),
+    "reserved" / raw(_RESERVED),
 )
 
 
@@ -137,8 +143,18 @@ def build_request(**fields: Any) -> bytes:
     )
 
 
+def build_address(channel: int, number: int, lun: int) -> bytes:
+    """Build an Address; ValueError for what does not fit."""
+    return build(Address, {"channel": channel, "id": number, "lun": lun})
+
+
 def parse_response(slot: bytes) -> Container:
-    """Parse a response slot (252 bytes, a private copy). Its `act` may be stale."""
+    """Parse a response slot (252 bytes, a private copy) or what it has before the reserved bytes.
+
+    Its `act` may be stale.
+    """
+    if len(slot) == SLOT_SIZE - _RESERVED:
+        slot += bytes(_RESERVED)
     return parse(Response, slot, "vscsiif response")
 
 

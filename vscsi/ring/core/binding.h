@@ -11,18 +11,24 @@
 struct core_state {
     PyTypeObject *ring_end;
     PyTypeObject *page_map;
+    PyTypeObject *grant_access;
     PyTypeObject *store;
     PyTypeObject *unit;
     PyTypeObject *service;
+    PyTypeObject *tap;
+    PyTypeObject *load;
     PyObject *ring_error;  /* vscsi.wire.errors.RingError */
     PyObject *grant_error; /* vscsi.wire.errors.GrantError */
 };
 
 extern PyType_Spec ring_end_spec;
 extern PyType_Spec page_map_spec;
+extern PyType_Spec grant_access_spec;
 extern PyType_Spec store_spec;
 extern PyType_Spec unit_spec;
 extern PyType_Spec service_spec;
+extern PyType_Spec tap_spec;
+extern PyType_Spec load_spec;
 
 /* The ring end of a RingEnd, whether it is not closed, and RingError for what its peer did. */
 struct ring_end *ring_end_of(PyObject *ring);
@@ -34,6 +40,12 @@ PyObject *ring_end_error(PyObject *ring);
 
 /* An "O&" converter to uint32_t; unlike "I" it refuses what does not fit. */
 int convert_u32(PyObject *object, void *result);
+/* The same to uint16_t, for a domain's id. */
+int convert_domain(PyObject *object, void *result);
+
+struct histogram;
+/* A histogram as (least, most, [(middle of a bucket, count), ...]); NULL with an exception. */
+PyObject *histogram_told(const struct histogram *histogram);
 
 /* Free an object of one of our heap types. */
 void free_object(PyObject *self);

@@ -2,6 +2,7 @@
 /* The module: its types, the functions on grant entries, the exceptions it raises. */
 #include "binding.h"
 #include "grant.h"
+#include "py_tap.h"
 #include "ring.h"
 
 int convert_u32(PyObject *object, void *result) {
@@ -55,7 +56,7 @@ static struct grant_entry *find_entry(PyObject *module, const Py_buffer *table,
     return (struct grant_entry *)table->buf + index;
 }
 
-static int convert_domain(PyObject *object, void *result) {
+int convert_domain(PyObject *object, void *result) {
     uint32_t value;
     if (!convert_u32(object, &value))
         return 0;
@@ -65,40 +66,6 @@ static int convert_domain(PyObject *object, void *result) {
     }
     *(uint16_t *)result = (uint16_t)value;
     return 1;
-}
-
-static PyObject *py_grant_map(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"table", "reference", "domain", "readonly", NULL};
-    Py_buffer table;
-    PyObject *reference, *result = NULL;
-    uint16_t domain;
-    int readonly;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*OO&$p:grant_map", names, &table, &reference,
-                                     convert_domain, &domain, &readonly))
-        return NULL;
-    struct grant_entry *entry = find_entry(module, &table, reference);
-    if (entry) {
-        uint32_t frame;
-        const char *refusal = grant_map(entry, domain, readonly, &frame);
-        result = refusal ? grant_error(module, reference, refusal) : PyLong_FromUnsignedLong(frame);
-    }
-    PyBuffer_Release(&table);
-    return result;
-}
-
-static PyObject *py_grant_unmap(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"table", "reference", "reading", "writing", NULL};
-    Py_buffer table;
-    PyObject *reference;
-    int reading, writing;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*O$pp:grant_unmap", names, &table, &reference,
-                                     &reading, &writing))
-        return NULL;
-    struct grant_entry *entry = find_entry(module, &table, reference);
-    if (entry)
-        grant_unmap(entry, (uint16_t)((reading ? GTF_reading : 0) | (writing ? GTF_writing : 0)));
-    PyBuffer_Release(&table);
-    return entry ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyObject *py_grant_set(PyObject *module, PyObject *args, PyObject *kwargs) {
@@ -166,10 +133,14 @@ static int execute(PyObject *module) {
         return -1;
     state->ring_end = (PyTypeObject *)add_type(module, &ring_end_spec);
     state->page_map = (PyTypeObject *)add_type(module, &page_map_spec);
+    state->grant_access = (PyTypeObject *)add_type(module, &grant_access_spec);
     state->store = (PyTypeObject *)add_type(module, &store_spec);
     state->unit = (PyTypeObject *)add_type(module, &unit_spec);
     state->service = (PyTypeObject *)add_type(module, &service_spec);
-    if (!state->ring_end || !state->page_map || !state->store || !state->unit || !state->service)
+    state->tap = (PyTypeObject *)add_type(module, &tap_spec);
+    state->load = (PyTypeObject *)add_type(module, &load_spec);
+    if (!state->ring_end || !state->page_map || !state->grant_access || !state->store ||
+        !state->unit || !state->service || !state->tap || !state->load)
         return -1;
     if (PyModule_AddIntConstant(module, "XEN_HEADER", RING_XEN_HEADER) ||
         PyModule_AddIntConstant(module, "PAIR_HEADER", RING_PAIR_HEADER))
@@ -181,9 +152,12 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     struct core_state *state = PyModule_GetState(module);
     Py_VISIT(state->ring_end);
     Py_VISIT(state->page_map);
+    Py_VISIT(state->grant_access);
     Py_VISIT(state->store);
     Py_VISIT(state->unit);
     Py_VISIT(state->service);
+    Py_VISIT(state->tap);
+    Py_VISIT(state->load);
     Py_VISIT(state->ring_error);
     Py_VISIT(state->grant_error);
     return 0;
@@ -193,19 +167,21 @@ static int clear(PyObject *module) {
     struct core_state *state = PyModule_GetState(module);
     Py_CLEAR(state->ring_end);
     Py_CLEAR(state->page_map);
+    Py_CLEAR(state->grant_access);
     Py_CLEAR(state->store);
     Py_CLEAR(state->unit);
     Py_CLEAR(state->service);
+    Py_CLEAR(state->tap);
+    Py_CLEAR(state->load);
     Py_CLEAR(state->ring_error);
     Py_CLEAR(state->grant_error);
     return 0;
 }
 
 static PyMethodDef functions[] = {
-    {"grant_map", METHOD(py_grant_map), NULL},
-    {"grant_unmap", METHOD(py_grant_unmap), NULL},
     {"grant_set", METHOD(py_grant_set), NULL},
     {"grant_end", METHOD(py_grant_end), NULL},
+    {"tap_packets", METHOD(py_tap_packets), NULL},
     {0},
 };
 

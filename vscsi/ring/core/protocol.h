@@ -22,6 +22,11 @@ struct protocol {
      * until `release`. False, and nothing is held: Python reads the same copy.
      */
     bool (*read)(struct service *service, const unsigned char *slot, struct command *command);
+    /*
+     * Look where the data seem to be of a command that was not copied yet, and have them fetched.
+     * The peer may be writing the slot: nothing else may depend on it.
+     */
+    void (*hint)(struct service *service, const unsigned char *slot);
     /* Let go of a command's memory; NULL if there is nothing to do. */
     void (*release)(struct service *service, struct command *command);
     /* Write the answer to a command that ended well; return its bytes, at most ANSWER_BYTES. */
@@ -29,6 +34,6 @@ struct protocol {
                      unsigned char *message);
 };
 
-extern const struct protocol srp_protocol;
+extern const struct protocol srp_protocol, vscsiif_protocol, blkif64_protocol, blkif32_protocol;
 
 #endif

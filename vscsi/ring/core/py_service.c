@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Service: a struct service and what it holds of others. */
 #include "binding.h"
+#include "py_grants.h"
+#include "py_tap.h"
 #include "py_unit.h"
 #include "service.h"
 
@@ -12,6 +14,8 @@
 typedef struct {
     PyObject_HEAD struct service service;
     PyObject *ring;
+    PyObject *grants; /* NULL for None */
+    PyObject *tap;
     PyObject *units[UNITS_MAX]; /* of each place */
     struct held_region {
         Py_ssize_t count;
@@ -19,8 +23,9 @@ typedef struct {
     } held[REGIONS_MAX]; /* of each region */
 } Service;
 
-static const struct protocol *const PROTOCOLS[] = {&srp_protocol};
-static const char *const PROTOCOL_NAMES[] = {"srp"};
+static const struct protocol *const PROTOCOLS[] = {&srp_protocol, &vscsiif_protocol,
+                                                   &blkif64_protocol, &blkif32_protocol};
+static const char *const PROTOCOL_NAMES[] = {"srp", "vscsiif", "blkif64", "blkif32"};
 
 /* The protocol of a name; NULL and no exception for None. */
 static const struct protocol *protocol_named(PyObject *name) {
@@ -36,14 +41,20 @@ static const struct protocol *protocol_named(PyObject *name) {
 }
 
 static PyObject *new_service(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"ring", "protocol", "incoming", "outgoing", "poll_ns", NULL};
-    PyTypeObject *ring_type = ((struct core_state *)PyType_GetModuleState(type))->ring_end;
-    PyObject *ring, *name;
+    static char *names[] = {"ring",     "protocol", "grants", "incoming",
+                            "outgoing", "poll_ns",  "tap",    NULL};
+    const struct core_state *state = PyType_GetModuleState(type);
+    PyObject *ring, *name, *grants, *tap;
     int incoming, outgoing;
     unsigned long long poll_ns;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O$iiK:Service", names, ring_type, &ring,
-                                     &name, &incoming, &outgoing, &poll_ns))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O$OiiKO!:Service", names, state->ring_end,
+                                     &ring, &name, &grants, &incoming, &outgoing, &poll_ns,
+                                     state->tap, &tap))
         return NULL;
+    if (grants != Py_None && !PyObject_TypeCheck(grants, state->grant_access)) {
+        PyErr_SetString(PyExc_TypeError, "grants: a GrantAccess or None");
+        return NULL;
+    }
     const struct protocol *protocol = protocol_named(name);
     if (PyErr_Occurred())
         return NULL;
@@ -53,11 +64,21 @@ static PyObject *new_service(PyTypeObject *type, PyObject *args, PyObject *kwarg
         return NULL;
     struct service *service = &self->service;
     self->ring = Py_NewRef(ring);
+    self->tap = Py_NewRef(tap);
+    service->tap = ((Tap *)tap)->tap;
     service->ring = ring_end_of(ring);
+    if (grants != Py_None) {
+        self->grants = Py_NewRef(grants);
+        service->grants = &((GrantAccess *)grants)->grants;
+    }
     service->slot_bytes = service->ring->slot_size;
     service->protocol = protocol;
     service->poll_ns = poll_ns;
     service->place = PyMem_Calloc(UNITS_MAX, sizeof *service->place);
+    size_t count = service->ring->entries < LATER_MAX ? service->ring->entries : LATER_MAX;
+    struct command *commands = PyMem_Calloc(count, sizeof *commands);
+    unsigned char *slots = PyMem_Calloc(count, service->slot_bytes);
+    service_init(service, commands, count, slots);
     /* Of our own: who closes the others while we use them takes nothing away. */
     service->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     service->incoming = fcntl(incoming, F_DUPFD_CLOEXEC, 3);
@@ -65,7 +86,7 @@ static PyObject *new_service(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (service->wake < 0 || service->incoming < 0 || service->outgoing < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
         Py_CLEAR(self);
-    } else if (!service->place) {
+    } else if (!service->place || !commands || !slots) {
         PyErr_NoMemory();
         Py_CLEAR(self);
     }
@@ -92,6 +113,8 @@ static void drop_region(Service *self, size_t index) {
 }
 
 static void let_go(Service *self) {
+    if (self->ring)
+        later_close(&self->service.later);
     while (self->service.regions.count)
         drop_region(self, 0);
     for (size_t i = 0; i < self->service.places; i++)
@@ -100,6 +123,9 @@ static void let_go(Service *self) {
     close_fd(&self->service.wake);
     close_fd(&self->service.incoming);
     close_fd(&self->service.outgoing);
+    self->service.grants = NULL;
+    Py_CLEAR(self->grants);
+    Py_CLEAR(self->tap);
     Py_CLEAR(self->ring);
 }
 
@@ -107,6 +133,8 @@ static void dealloc(PyObject *object) {
     Service *self = (Service *)object;
     let_go(self);
     PyMem_Free(self->service.place);
+    PyMem_Free(self->service.commands);
+    PyMem_Free(self->service.slots);
     free_object(object);
 }
 
@@ -297,8 +325,55 @@ static PyObject *get_number(PyObject *self, void *offset) {
 
 #define COUNTER(name) {#name, get_number, NULL, NULL, (void *)offsetof(struct service, name)}
 
+static PyObject *get_shown(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyBool_FromLong(((Service *)self)->service.shown);
+}
+
+static PyObject *get_position(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLong(((Service *)self)->service.position);
+}
+
+static PyObject *get_waiting(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLong(((Service *)self)->service.batch);
+}
+
+static PyObject *get_counting(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyBool_FromLong(((Service *)self)->service.counting);
+}
+
+static int set_counting(PyObject *self, PyObject *value, void *Py_UNUSED(closure)) {
+    int counting = value ? PyObject_IsTrue(value) : 0;
+    if (counting >= 0)
+        ((Service *)self)->service.counting = counting;
+    return counting < 0 ? -1 : 0;
+}
+
+/* By operation, of those that there were: latency in ns, and size in bytes. */
+static PyObject *get_histograms(PyObject *self, void *Py_UNUSED(closure)) {
+    static const char *const NAMES[OPERATIONS] = {OPERATION_NAMES};
+    const struct service_histograms *all = &((Service *)self)->service.histograms;
+    PyObject *result = PyDict_New();
+    for (int i = 0; result && i < OPERATIONS; i++) {
+        if (all->latency_ns[i].least > all->latency_ns[i].most)
+            continue;
+        PyObject *pair = Py_BuildValue("NN", histogram_told(&all->latency_ns[i]),
+                                       histogram_told(&all->bytes[i]));
+        if (!pair || PyDict_SetItemString(result, NAMES[i], pair))
+            Py_CLEAR(result);
+        Py_XDECREF(pair);
+    }
+    return result;
+}
+
 static PyGetSetDef getset[] = {
+    {"counting", get_counting, set_counting, NULL, NULL},
+    {"histograms", get_histograms, NULL, NULL, NULL},
+    {"shown", get_shown, NULL, NULL, NULL},
+    {"position", get_position, NULL, NULL, NULL},
+    {"waiting", get_waiting, NULL, NULL, NULL},
+    COUNTER(taken_ns),
     COUNTER(executed),
+    COUNTER(deferred),
     COUNTER(notifications_sent),
     COUNTER(notifications_received),
     {0},

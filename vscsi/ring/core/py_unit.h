@@ -9,6 +9,7 @@
 typedef struct {
     PyObject_HEAD struct unit unit;
     PyObject *store;
+    PyObject *gate; /* the unit whose gate it has; NULL: its own */
 } Unit;
 
 #endif

@@ -7,6 +7,8 @@ _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && sizeof(_Atomic uint32_t) == 4,
                "indices are lock-free words that two processes share");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "indices are little-endian");
 
+enum { LINE = 64 };
+
 static _Atomic uint32_t *word(void *memory, size_t offset) {
     return (_Atomic uint32_t *)((unsigned char *)memory + offset);
 }
@@ -168,8 +170,16 @@ static unsigned char *slot_at(const struct ring_end *end, struct ring_lane lane,
     return lane.slots + (size_t)(index & (end->entries - 1)) * end->slot_size;
 }
 
+/* Like ring_free; the peer's line of a pair is looked at only if its last index does not suffice.
+ */
+static int known_free(struct ring_end *end) {
+    bool known = end->kind == RING_PAIR && !end->fault;
+    uint32_t filled = end->put_index - end->released;
+    return known && filled < end->entries ? (int)(end->entries - filled) : ring_free(end);
+}
+
 int ring_put(struct ring_end *end, const void *message, size_t length, bool zero_rest) {
-    int slots = ring_free(end);
+    int slots = known_free(end);
     if (slots <= 0)
         return slots;
     unsigned char *slot = slot_at(end, end->put, end->put_index);
@@ -198,10 +208,41 @@ void ring_copy(const struct ring_end *end, uint32_t nth, void *slot) {
     memcpy(slot, slot_at(end, end->take, end->take_index + nth), end->slot_size);
 }
 
-void ring_consume(struct ring_end *end, uint32_t count) {
-    end->take_index += count;
+void ring_take(struct ring_end *end, void *slot) {
+    ring_copy(end, 0, slot);
+    end->take_index++;
+}
+
+const unsigned char *ring_next(const struct ring_end *end) {
+    return slot_at(end, end->take, end->take_index);
+}
+
+void ring_release(struct ring_end *end) {
     if (end->take.cons)
         post(end->take.cons, end->take_index);
+}
+
+void ring_consume(struct ring_end *end, uint32_t count) {
+    end->take_index += count;
+    ring_release(end);
+}
+
+/* Get a line to write to. Without it the store waits for the line, and what comes behind it. */
+static void prefetch_to_write(unsigned char *line) {
+#if defined(__x86_64__)
+    __asm__ volatile("prefetchw %0" : : "m"(*line)); /* __builtin_prefetch needs -mprfchw */
+#else
+    __builtin_prefetch(line, 1);
+#endif
+}
+
+void ring_prefetch(const struct ring_end *end, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) {
+        unsigned char *slot = slot_at(end, end->take, end->take_index + i);
+        for (uint32_t line = 0; line < end->slot_size; line += LINE)
+            __builtin_prefetch(slot + line);
+        prefetch_to_write(slot_at(end, end->put, end->put_index + i));
+    }
 }
 
 int ring_arm(struct ring_end *end) {

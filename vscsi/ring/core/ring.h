@@ -96,4 +96,20 @@ void ring_copy(const struct ring_end *end, uint32_t nth, void *slot);
 /* Go past `count` slots that were copied. */
 void ring_consume(struct ring_end *end, uint32_t count);
 
+/*
+ * For who takes many of the slots that ring_waiting() has counted: copy the next one and go past
+ * it, which the peer of a pair learns by one ring_release() for all. Each look at a line that the
+ * other CPU writes, and each write to one that it looks at, costs as much as a whole command.
+ */
+void ring_take(struct ring_end *end, void *slot);
+void ring_release(struct ring_end *end);
+/* The next slot to be taken, in shared memory: for hints alone. */
+const unsigned char *ring_next(const struct ring_end *end);
+
+/*
+ * Have the lines at hand of the next `count` slots to be taken, and of as many to be put. Nothing
+ * is looked at.
+ */
+void ring_prefetch(const struct ring_end *end, uint32_t count);
+
 #endif

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "service.h"
+#include "wait.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 enum {
     TOGETHER = 16,        /* answers that are published at once */
@@ -12,18 +12,6 @@ enum {
     SPINS = 64,           /* looks at the ring between two at the clock */
     SPURIOUS_EVENTS = 64, /* after which events are looked at once a millisecond (XSA-332) */
 };
-
-static uint64_t now_ns(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
-static void relax(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
 
 struct unit *service_unit(struct service *service, const unsigned char *address) {
     for (size_t i = 0; i < service->places; i++) {
@@ -35,20 +23,6 @@ struct unit *service_unit(struct service *service, const unsigned char *address)
     return NULL;
 }
 
-/* Add one to an eventfd, or empty it; neither cares whether the peer made it blocking. */
-static void signal_event(int fd) {
-    uint64_t one = 1;
-    ssize_t written = write(fd, &one, sizeof one);
-    (void)written; /* EAGAIN: an event is pending anyway */
-}
-
-static void clear_event(int fd) {
-    uint64_t count;
-    struct iovec into = {&count, sizeof count};
-    ssize_t moved = preadv2(fd, &into, 1, -1, RWF_NOWAIT);
-    (void)moved; /* EAGAIN: nothing is pending */
-}
-
 void service_interrupt(struct service *service) {
     atomic_store(&service->interrupted, true);
     signal_event(service->wake);
@@ -56,42 +30,229 @@ void service_interrupt(struct service *service) {
 
 void service_unstall(struct service *service) { clear_event(service->outgoing); }
 
+/* Whether an event is pending: a peer that does not look must not stop us in the middle of I/O. */
+static bool is_full(int fd) {
+    struct pollfd event = {fd, POLLOUT, 0};
+    return poll(&event, 1, 0) == 0;
+}
+
+/* Let go of the unit that `enter` has let us in to. */
+static void leave(struct service *service) {
+    if (service->inside)
+        unit_leave(service->inside);
+    service->inside = NULL;
+}
+
+/*
+ * Enter a unit; false while its gate is closed. We stay until `leave`, through a batch: what orders
+ * memory at a gate waits for every line that we have written to.
+ */
+static bool enter(struct service *service, struct unit *unit) {
+    if (service->inside == unit)
+        return true;
+    leave(service);
+    if (!unit_enter(unit))
+        return false;
+    service->inside = unit;
+    return true;
+}
+
+/* Count what is answered as of now. */
+static void count_answered(struct service *service) {
+    uint64_t now = service->answered_count ? now_ns() : 0;
+    for (unsigned i = 0; i < service->answered_count; i++) {
+        const struct answered *each = &service->answered[i];
+        histogram_add(&service->histograms.latency_ns[each->operation], now - each->taken_ns);
+        histogram_add(&service->histograms.bytes[each->operation], each->bytes);
+    }
+    service->answered_count = 0;
+}
+
 bool service_publish(struct service *service) {
+    leave(service);
+    ring_release(service->ring);
     int wanted = ring_publish(service->ring);
+    count_answered(service);
     if (wanted > 0) {
-        signal_event(service->outgoing);
+        if (!service->later.outstanding || !is_full(service->outgoing))
+            signal_event(service->outgoing);
         service->notifications_sent++;
     }
     return wanted != RING_BROKEN;
 }
 
-/* Execute the command in `slot` here, and put its answer; false if Python has to. */
-static bool execute(struct service *service) {
-    struct command *command = &service->command;
-    if (!service->protocol || !service->protocol->read(service, service->slot, command))
-        return false;
-    bool done = false;
-    if (unit_enter(command->unit)) {
-        done = !command_execute(command); /* an error is Python's to meet again, and to word */
-        unit_leave(command->unit);
+/* Show the tap a message; that of the command at hand, or the answer that is put next. */
+static void show(struct service *service, uint8_t way, const void *message, size_t bytes,
+                 uint32_t others) {
+    bool request = way == WAY_TO_TARGET;
+    struct tap_entry entry = {
+        .time_ns = request ? service->taken_ns : now_ns(),
+        .ring_index = request ? service->ring->take_index - 1 : service->ring->put_index,
+        .in_flight = (uint16_t)(others + service->later.outstanding),
+        .way = way,
+        .message = (uint32_t)bytes,
+        .descriptors = request ? service->copied_bytes : 0,
+    };
+    tap_put(service->tap, entry, message, service->copied);
+}
+
+void service_init(struct service *service, struct command *commands, size_t count,
+                  unsigned char *slots) {
+    for (int i = 0; i < OPERATIONS; i++) {
+        histogram_clear(&service->histograms.latency_ns[i]);
+        histogram_clear(&service->histograms.bytes[i]);
     }
+    service->counting = true;
+    service->commands = service->command = commands;
+    service->commands_count = count;
+    service->commands_used = 1;
+    service->slots = slots;
+    service->failed_end = &service->failed;
+    later_init(&service->later);
+}
+
+/* A command that is not in use; NULL if all are. */
+static struct command *take_unused(struct service *service) {
+    struct command *command = service->unused;
+    if (command)
+        service->unused = command->next;
+    else if (service->commands_used < service->commands_count)
+        command = &service->commands[service->commands_used++];
+    return command;
+}
+
+/* Where the slot of a command is kept. */
+static unsigned char *kept_slot(struct service *service, const struct command *command) {
+    return service->slots + (size_t)(command - service->commands) * service->slot_bytes;
+}
+
+static void put_unused(struct service *service, struct command *command) {
+    command->next = service->unused;
+    service->unused = command;
+    if (!service->command)
+        service->command = take_unused(service);
+}
+
+static void release(struct service *service, struct command *command) {
     if (service->protocol->release)
         service->protocol->release(service, command);
-    if (!done)
-        return false;
+}
+
+/* Put the answer to a command that ended well; others: taken, unanswered, and not under way. */
+static void answer(struct service *service, const struct command *command, bool shown,
+                   uint32_t others) {
     unsigned char message[ANSWER_BYTES];
     size_t bytes = service->protocol->answer(service, command, message);
     service->executed++;
+    if (service->answered_count == SERVICE_ANSWERED)
+        count_answered(service);
+    if (service->counting)
+        service->answered[service->answered_count++] =
+            (struct answered){command->operation, command->length, command->taken_ns};
+    if (shown)
+        show(service, WAY_TO_INITIATOR, message, bytes, others);
     if (!ring_put(service->ring, message, bytes, false))
         ring_break(service->ring, "the peer leaves no room for answers");
+}
+
+/* Answer what has ended meanwhile, or keep it for Python; how many were answered. */
+static unsigned reap(struct service *service) {
+    unsigned answered = 0;
+    struct command *command;
+    while ((command = later_take(&service->later))) {
+        unit_leave(command->unit);
+        release(service, command);
+        if (command->error) {
+            command->next = NULL;
+            *service->failed_end = command;
+            service->failed_end = &command->next;
+        } else {
+            answer(service, command, command->shown, service->batch);
+            answered++;
+            put_unused(service, command);
+        }
+    }
+    return answered;
+}
+
+/* Wait for something that is under way, with all shown to the peer that has ended before. */
+static void wait_for_later(struct service *service) {
+    service_publish(service); /* false: who publishes next sees it too */
+    later_wait(&service->later);
+    reap(service);
+}
+
+/* Wait until nothing is under way; each is answered when it has ended. */
+static void drain(struct service *service) {
+    if (!service->later.outstanding)
+        return;
+    do
+        wait_for_later(service);
+    while (service->later.outstanding);
+    service_publish(service);
+}
+
+/* Have the command at hand executed later; false if it can't be. */
+static bool defer(struct service *service) {
+    struct command *command = service->command;
+    if (command->barrier || !later_start(&service->later, command))
+        return false;
+    memcpy(kept_slot(service, command), service->slot, service->slot_bytes);
+    command->shown = service->shown;
+    unit_enter_again(command->unit);
+    service->command = take_unused(service);
+    service->deferred++;
     return true;
+}
+
+enum execution { ANSWERED, UNDER_WAY, HANDED_UP };
+
+/* Execute the command in `slot` here, and put its answer, or have that done later. */
+static enum execution execute(struct service *service) {
+    struct command *command = service->command;
+    if (!service->protocol || !service->protocol->read(service, service->slot, command))
+        return HANDED_UP;
+    command->taken_ns = service->taken_ns;
+    service->shown = tap_is_active(service->tap);
+    if (service->shown)
+        show(service, WAY_TO_TARGET, service->slot, service->slot_bytes, service->position);
+    if (service->later.outstanding && (command->barrier || command->operation == OP_FLUSH))
+        drain(service);
+    bool done = false;
+    if (enter(service, command->unit)) {
+        int error = command_execute_now(command);
+        if (error == EAGAIN) {
+            if (defer(service))
+                return UNDER_WAY;
+            error = command_execute(command);
+        }
+        done = !error; /* an error is Python's to meet again, and to word */
+    }
+    release(service, command);
+    if (!done)
+        return HANDED_UP;
+    answer(service, command, service->shown, service->batch - 1);
+    return ANSWERED;
+}
+
+/* Hand up the first command that failed; nothing is under way. */
+static enum service_event hand_up_failed(struct service *service) {
+    struct command *command = service->failed;
+    if (!(service->failed = command->next))
+        service->failed_end = &service->failed;
+    memcpy(service->slot, kept_slot(service, command), service->slot_bytes);
+    service->shown = command->shown;
+    put_unused(service, command);
+    return SERVICE_MESSAGE;
 }
 
 /* Watch the ring for a while; whether something has come. */
 static bool watch(struct service *service) {
     uint64_t until = 0;
     for (unsigned spin = 0;; spin++) {
-        if (ring_waiting(service->ring) || atomic_load(&service->interrupted))
+        ring_prefetch(service->ring, 1); /* so that the slot comes along with the index */
+        if (ring_waiting(service->ring) || atomic_load(&service->interrupted) ||
+            (service->later.outstanding && later_ready(&service->later)))
             return true;
         relax();
         if (spin % SPINS == SPINS - 1) {
@@ -104,43 +265,80 @@ static bool watch(struct service *service) {
 }
 
 static void sleep_for_event(struct service *service) {
-    struct pollfd fds[2] = {{service->wake, POLLIN, 0}, {service->incoming, POLLIN, 0}};
+    struct pollfd fds[3] = {{service->wake, POLLIN, 0},
+                            {service->later.event, POLLIN, 0},
+                            {service->incoming, POLLIN, 0}};
+    bool passed_on = later_submit(&service->later);
     if (service->idle_events > SPURIOUS_EVENTS)
-        poll(fds, 1, 1);
-    poll(fds, 2, -1);
+        poll(fds, 2, 1);
+    poll(fds, 3, passed_on ? -1 : 1);
     if (fds[0].revents)
         clear_event(service->wake);
-    if (fds[1].revents) {
+    if (fds[1].revents)
+        later_clear(&service->later);
+    if (fds[2].revents) {
         clear_event(service->incoming);
         service->idle_events++;
         service->notifications_received++;
     }
 }
 
-enum service_event service_run(struct service *service, bool native) {
+/* Take the next slot: execute its command, or leave it in `slot`. */
+static enum execution take(struct service *service, int waiting, bool native) {
+    if (service->batch)
+        service->position++;
+    else {
+        service->batch = (uint32_t)waiting;
+        service->position = 0;
+        service->taken_ns = now_ns();
+    }
+    if (service->position % TOGETHER == 0)
+        ring_prefetch(service->ring, service->batch < TOGETHER ? service->batch : TOGETHER);
+    ring_take(service->ring, service->slot);
+    if (native && service->protocol && service->batch > 1)
+        service->protocol->hint(service, ring_next(service->ring));
+    service->idle_events = 0;
+    service->shown = false;
+    service->copied_bytes = 0;
+    enum execution execution = native ? execute(service) : HANDED_UP;
+    service->batch--;
+    return execution;
+}
+
+/* The loop of service_run, which leaves commands under way. */
+static enum service_event serve(struct service *service, bool native) {
     struct ring_end *ring = service->ring;
     unsigned unpublished = TOGETHER; /* what the caller put counts */
     for (;;) {
-        if (atomic_exchange(&service->interrupted, false)) {
-            service_publish(service);
+        if (atomic_load(&service->interrupted)) {
+            atomic_store(&service->interrupted, false);
             return SERVICE_INTERRUPTED;
         }
-        int waiting = ring_waiting(ring);
+        if (service->later.outstanding)
+            unpublished += reap(service);
+        if (service->failed) {
+            drain(service);
+            return hand_up_failed(service);
+        }
+        struct command *command = service->command;
+        if (!command) {
+            wait_for_later(service);
+            unpublished++;
+            continue;
+        }
+        int waiting = service->batch && !ring->fault ? (int)service->batch : ring_waiting(ring);
         if (waiting == RING_BROKEN)
             return SERVICE_BROKEN;
         if (waiting) {
-            ring_copy(ring, 0, service->slot);
-            ring_consume(ring, 1);
-            service->idle_events = 0;
-            if (!native || !execute(service)) {
-                if (!service_publish(service))
-                    return SERVICE_BROKEN;
+            enum execution execution = take(service, waiting, native);
+            if (execution == HANDED_UP)
                 return SERVICE_MESSAGE;
-            }
-            unpublished++;
+            unpublished += execution == ANSWERED;
+        } else {
+            leave(service);
+            later_submit(&service->later);
         }
-        if (unpublished &&
-            (!waiting || unpublished >= TOGETHER || service->command.length >= LONG_BYTES)) {
+        if (unpublished && (!waiting || unpublished >= TOGETHER || command->length >= LONG_BYTES)) {
             unpublished = 0;
             if (!service_publish(service))
                 return SERVICE_BROKEN;
@@ -153,4 +351,13 @@ enum service_event service_run(struct service *service, bool native) {
         if (!armed)
             sleep_for_event(service);
     }
+}
+
+enum service_event service_run(struct service *service, bool native) {
+    enum service_event event = serve(service, native);
+    leave(service);
+    drain(service);
+    if (event != SERVICE_BROKEN && !service_publish(service))
+        event = SERVICE_BROKEN;
+    return event;
 }

@@ -85,4 +85,9 @@ static size_t answer(struct service *service, const struct command *command,
     return BYTES;
 }
 
-const struct protocol srp_protocol = {.read = read_command, .answer = answer};
+static void hint(struct service *service, const unsigned char *slot) {
+    const unsigned char *unit = slot + SLOT_HEADER_BYTES;
+    command_hint(service_unit(service, unit + SRP_CMD_LUN_AT), unit + SRP_CMD_CDB_AT);
+}
+
+const struct protocol srp_protocol = {.read = read_command, .hint = hint, .answer = answer};

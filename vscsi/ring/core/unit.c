@@ -3,26 +3,33 @@
 
 void unit_init(struct unit *unit, struct store *store, uint32_t block_size, uint32_t max_bytes) {
     unit->store = store;
-    unit->block_size = block_size;
+    atomic_init(&unit->block_size, block_size);
     unit->max_bytes = max_bytes;
-    pthread_mutex_init(&unit->lock, NULL);
-    pthread_cond_init(&unit->empty, NULL);
+    unit->gate = &unit->own;
+    pthread_mutex_init(&unit->own.lock, NULL);
+    pthread_cond_init(&unit->own.empty, NULL);
 }
 
-void unit_wake(struct unit *unit) {
-    pthread_mutex_lock(&unit->lock);
-    pthread_cond_broadcast(&unit->empty);
-    pthread_mutex_unlock(&unit->lock);
+void unit_free(struct unit *unit) {
+    pthread_cond_destroy(&unit->own.empty);
+    pthread_mutex_destroy(&unit->own.lock);
+}
+
+void gate_wake(struct gate *gate) {
+    pthread_mutex_lock(&gate->lock);
+    pthread_cond_broadcast(&gate->empty);
+    pthread_mutex_unlock(&gate->lock);
 }
 
 void unit_close(struct unit *unit) {
-    atomic_fetch_add(&unit->closed, 1);
-    if (!atomic_load(&unit->inside))
+    struct gate *gate = unit->gate;
+    atomic_fetch_add(&gate->closed, 1);
+    if (!atomic_load(&gate->inside))
         return;
-    pthread_mutex_lock(&unit->lock);
-    while (atomic_load(&unit->inside))
-        pthread_cond_wait(&unit->empty, &unit->lock);
-    pthread_mutex_unlock(&unit->lock);
+    pthread_mutex_lock(&gate->lock);
+    while (atomic_load(&gate->inside))
+        pthread_cond_wait(&gate->empty, &gate->lock);
+    pthread_mutex_unlock(&gate->lock);
 }
 
-void unit_open(struct unit *unit) { atomic_fetch_sub(&unit->closed, 1); }
+void unit_open(struct unit *unit) { atomic_fetch_sub(&unit->gate->closed, 1); }

@@ -19,10 +19,14 @@ class Store(Protocol):
     can_discard: bool
     alignment: int
     """Offsets, lengths and memory addresses that need no staging are multiples of this."""
-    staged_bytes: int
-    """Bytes that went through a buffer because the segments could not be used as they were."""
-    native: NativeStore | None
-    """The same store for the C path, if that may do I/O on it."""
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes that went through a buffer because the segments could not be used as they were."""
+
+    @property
+    def native(self) -> NativeStore | None:
+        """The same store for the C path, if that may do I/O on it."""
 
     def readv(self, offset: int, views: Sequence[memoryview]) -> None:
         """Fill the views, in order, from `offset` on."""

@@ -2,35 +2,19 @@
 """A store in a raw image file or a block device."""
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import mmap
 import os
 import stat
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from vscsi.ring import Store as NativeStore
 from vscsi.target.buffers import Views
-from vscsi.target.stores.staging import Plan
 from vscsi.wire.errors import SetupError
 
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
-_PUNCH_HOLE_KEEP_SIZE = 0x03  # fallocate(2): FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _LARGEST_PAGE = 4096
-_ZEROS = memoryview(mmap.mmap(-1, 1 << 20)).toreadonly()
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
-
-def _punch_hole(descriptor: int, offset: int, length: int) -> None:
-    """Deallocate a range that reads as zeros from now on (works on block devices as well)."""
-    if _libc.fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 class FileStore:
@@ -39,7 +23,9 @@ class FileStore:
     A writable store holds an exclusive flock (and O_EXCL on a device, which mounting it also
     takes), a read-only one a shared flock: an image is never served twice. One that is `shared`
     holds neither: it is beside another server, which works on the same page cache. `direct` opens
-    with O_DIRECT; offsets and the lengths of writes must then be multiples of `alignment`.
+    with O_DIRECT; offsets and the lengths of writes must then be multiples of `alignment`, and
+    segments that are not go through a buffer. `mapped` maps it, for files that are memory (tmpfs,
+    DAX): what is behind the end of a file that has become shorter is EIO.
 
     Raises SetupError if the path cannot be opened or locked.
     """
@@ -50,60 +36,61 @@ class FileStore:
         *,
         readonly: bool = False,
         direct: bool = False,
+        mapped: bool = False,
         shared: bool = False,
     ) -> None:
         self.readonly = readonly
         self.alignment = 1
-        self.staged_bytes = 0
-        self.size_bytes = 0
-        self.can_discard = False
-        self.native: NativeStore | None = None
-        self._path = str(path)
+        self.path = str(path)
         self._lock = threading.Lock()
-        self._descriptor = _open(self._path, readonly, direct, exclusive=not shared)
+        self._descriptor = _open(self.path, readonly, direct, exclusive=not shared)
         try:
             if not shared:
-                _claim(self._descriptor, self._path, readonly)
-            self.refresh()
+                _claim(self._descriptor, self.path, readonly)
+            self.size_bytes = self._find_size()
             if direct:
-                self.alignment = _direct_alignment(self._descriptor, self._path)
-            self.can_discard = not readonly and _can_punch(self._descriptor, self.size_bytes)
-            self._native = NativeStore.file(self._descriptor)
-            self.native = None if direct else self._native
+                self.alignment = _direct_alignment(self._descriptor, self.path)
+            self.native = self._make_native(mapped)
+            self.can_discard = not readonly and _can_punch(
+                self._descriptor, self.native, self.size_bytes
+            )
         except BaseException:
-            self.close()
+            os.close(self._descriptor)
             raise
+
+    def _make_native(self, mapped: bool) -> NativeStore:
+        if not mapped:
+            return NativeStore.file(self._descriptor, self.alignment)
+        try:
+            return NativeStore.mapped(self._descriptor, self.size_bytes, writable=not self.readonly)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise SetupError("map", self.path, reason, "serve it without mmap:") from error
+
+    def _find_size(self) -> int:
+        size_bytes = os.lseek(self._descriptor, 0, os.SEEK_END)
+        if size_bytes == 0:
+            raise SetupError("serve", self.path, "it is empty", "`truncate -s SIZE` gives it one")
+        return size_bytes
 
     def refresh(self) -> None:
         """Learn the size again, after the image has grown or shrunk below us."""
-        size_bytes = os.lseek(self._descriptor, 0, os.SEEK_END)
-        if size_bytes == 0:
-            raise SetupError("serve", self._path, "it is empty", "`truncate -s SIZE` gives it one")
+        size_bytes = self._find_size()
+        self.native.resize(size_bytes, writable=not self.readonly)
         self.size_bytes = size_bytes
 
     def readv(self, offset: int, views: Views) -> None:
         """Fill the views; EIO if the file has become shorter than the range."""
-        if self.alignment == 1:
-            _transfer(os.preadv, self._descriptor, offset, views)
-            return
-        plan = Plan(views, self.alignment)
-        _transfer(os.preadv, self._descriptor, offset, plan.views)
-        plan.drain()
-        self._count(plan)
+        self.native.readv(offset, views)
 
     def writev(self, offset: int, views: Views) -> None:
         """Write the views."""
-        if self.alignment == 1:
-            _transfer(os.pwritev, self._descriptor, offset, views)
-            return
-        plan = Plan(views, self.alignment)
-        plan.fill()
-        _transfer(os.pwritev, self._descriptor, offset, plan.views)
-        self._count(plan)
+        self.native.writev(offset, views)
 
-    def _count(self, plan: Plan) -> None:
-        with self._lock:
-            self.staged_bytes += plan.staged_bytes
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes without O_DIRECT's alignment that went through a buffer."""
+        return self.native.staged_bytes
 
     def flush(self) -> None:
         """Put every completed write on stable storage.
@@ -112,44 +99,20 @@ class FileStore:
         failure no later flush may claim that everything before it is stored.
         """
         if not self.readonly:
-            self._native.flush()
+            self.native.flush()
 
     def discard(self, offset: int, length: int) -> None:
         """Punch a hole, or write zeros where the file system has no holes."""
-        try:
-            _punch_hole(self._descriptor, offset, length)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            for start in range(offset, offset + length, len(_ZEROS)):
-                count = min(len(_ZEROS), offset + length - start)
-                _transfer(os.pwritev, self._descriptor, start, [_ZEROS[:count]])
+        self.native.discard(offset, length)
 
     def close(self) -> None:
         """Close the file, which unlocks it."""
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
+            self.native.close()
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a mapping, which goes last, would keep it
             os.close(descriptor)
-
-
-def _transfer(
-    call: Callable[[int, list[memoryview], int], int], descriptor: int, offset: int, views: Views
-) -> None:
-    """Repeat preadv or pwritev until all is moved: they stop early, and take IOV_MAX segments."""
-    waiting = [view for view in views if len(view)]
-    first = 0
-    while first < len(waiting):
-        moved = call(descriptor, waiting[first : first + _IOV_MAX], offset)
-        if moved == 0:
-            raise OSError(errno.EIO, "the image ends inside the range")
-        offset += moved
-        while moved:
-            if moved < len(waiting[first]):
-                waiting[first] = waiting[first][moved:]
-                break
-            moved -= len(waiting[first])
-            first += 1
 
 
 def _open(path: str, readonly: bool, direct: bool, *, exclusive: bool) -> int:
@@ -203,12 +166,12 @@ def _direct_alignment(descriptor: int, path: str) -> int:
     raise SetupError("read with O_DIRECT from", path, "no alignment works", "serve it without")
 
 
-def _can_punch(descriptor: int, size_bytes: int) -> bool:
+def _can_punch(descriptor: int, native: NativeStore, size_bytes: int) -> bool:
     """Find out whether holes can be punched, without punching one."""
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode):
         try:  # beyond the end there is nothing to deallocate
-            _punch_hole(descriptor, size_bytes, _LARGEST_PAGE)
+            native.punch(size_bytes, _LARGEST_PAGE)
         except OSError:
             return False
         return True

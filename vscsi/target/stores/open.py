@@ -16,9 +16,13 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 def open_store(name: str | Path, *, readonly: bool = False, direct: bool = False) -> Store:
     """Open an image or block device by its path, or make `memory:SIZE` or `null:SIZE`.
 
-    SIZE is a number of bytes, with K, M, G or T (powers of 1024). `direct` (O_DIRECT) concerns
-    files alone. Raises SetupError.
+    SIZE is a number of bytes, with K, M, G or T (powers of 1024). `mmap:PATH` maps the image
+    instead of reading and writing it. `direct` (O_DIRECT) concerns the other files alone. Raises
+    SetupError.
     """
+    kind_of_file, colon, path = str(name).partition("mmap:")
+    if colon and not kind_of_file:
+        return FileStore(path, readonly=readonly, mapped=True)
     match = re.fullmatch(r"(memory|null):(\d+)([KMGT]?)", str(name))
     if match is None:
         return FileStore(name, readonly=readonly, direct=direct)

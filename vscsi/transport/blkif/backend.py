@@ -18,7 +18,7 @@ from vscsi.domain.negotiate import (
     ring_keys,
 )
 from vscsi.domain.xenbus import Keys, Reader
-from vscsi.ring import RingEnd
+from vscsi.ring import RingEnd, Service
 from vscsi.target.disk import Disk
 from vscsi.transport.backend import Connection, Peer, RingBackend
 from vscsi.transport.tap import RingPath, TapSwitch
@@ -45,6 +45,8 @@ MAX_RING_ORDER = 4
 OFFERED = Limits(requests=512, segments=MAX_SEGMENTS, size_bytes=MAX_SEGMENTS * PAGE_SIZE)
 """FreeBSD's 2010 keys; frontends that do not know them have the protocol's limits."""
 VDISK_READONLY = 4
+NATIVE_ADDRESS = bytes(8)
+"""Where the C path has a vbd's disk."""
 LAST_SECTOR_OF_PAGE = PAGE_SIZE // SECTOR_SIZE - 1
 
 
@@ -114,12 +116,22 @@ class BlkifBackend(RingBackend):
         limits = Limits.accept(frontend, OFFERED, OFFERED.requests)
         self._max_segments = limits.segments if self._layout.segment_blocks else SEGMENTS
         self._gathering = None
-        ring, service = self.open_ring(frontend, [references], RingEnd.back, self._layout.slot_size)
+        packed = self._layout is X86_32
+        ring, service = self.open_ring(
+            frontend,
+            [references],
+            RingEnd.back,
+            self._layout.slot_size,
+            "blkif32" if packed else "blkif64",
+        )
+        if self.disk.native is not None:
+            service.put_unit(NATIVE_ADDRESS, self.disk.native)
+            service.set_attention(NATIVE_ADDRESS, False)  # SCSI's unit attentions are not for here
         path = RingPath(
             Protocol.BLKIF,
             self.peer.domain,
             self.device,
-            layout=LayoutCode.X86_32 if self._layout is X86_32 else LayoutCode.X86_64,
+            layout=LayoutCode.X86_32 if packed else LayoutCode.X86_64,
             parameters=(
                 ("ring-pages", str(len(references))),
                 ("protocol", self._layout.protocol),
@@ -136,6 +148,10 @@ class BlkifBackend(RingBackend):
             "physical-sector-size": str(self.block_size),
             "info": str(VDISK_READONLY if self.store.readonly else 0),
         }
+
+    def prepare_native(self, service: Service) -> bool:
+        """Keep the C path from taking segment blocks for requests."""
+        return self._gathering is None
 
     def message(self, slot: bytes) -> None:
         """Handle one slot: a request, or a segment block of the one before."""

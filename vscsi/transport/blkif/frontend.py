@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from construct import Container
+
 from vscsi.domain.base import PAGE_SIZE
 from vscsi.domain.local import BACKEND_DOMAIN
 from vscsi.domain.memory import OutOfMemoryError
@@ -19,8 +21,9 @@ from vscsi.domain.negotiate import (
 )
 from vscsi.domain.xenbus import Keys, Reader
 from vscsi.ring import RingEnd
-from vscsi.transport.frontend import CONNECT_TIMEOUT_S, Completion, RingInitiator
+from vscsi.transport.frontend import CONNECT_TIMEOUT_S, RingInitiator
 from vscsi.transport.initiator import TransportError
+from vscsi.transport.load import Completion
 from vscsi.wire.blkif import (
     BLOCK_SEGMENTS,
     LAYOUTS,
@@ -86,6 +89,7 @@ class BlkifRing(RingInitiator[BlkRequest]):
     """
 
     kind: ClassVar[str] = "vbd"
+    address_bytes: ClassVar[int | None] = SECTOR_SIZE
 
     def __init__(
         self,
@@ -161,6 +165,7 @@ class BlkifRing(RingInitiator[BlkRequest]):
             except TransportError:
                 self.close()
                 raise
+        self.load_protocol = "blkif32" if self.layout is X86_32 else "blkif64"
 
     def _probe(self) -> None:
         """Send a harmless request that each layout reads another id from, and switch to the one
@@ -196,19 +201,31 @@ class BlkifRing(RingInitiator[BlkRequest]):
     def room_for(self, request: BlkRequest) -> bool:
         """An id, and slots enough for the segments."""
         return (
-            bool(self._free_ids)
-            and self.ring is not None
-            and self.ring.free >= self._slots(request)
+            bool(self._free_ids) and self.ring is not None and self.ring.free >= self.slots(request)
         )
 
-    def _slots(self, request: BlkRequest) -> int:
+    @property
+    def room(self) -> int:
+        """Requests that there are ids for."""
+        return len(self._free_ids)
+
+    def slots(self, request: BlkRequest) -> int:
+        """Return the slots that a request takes."""
         return 1 if self._indirect_segments else slots_of(len(request.pieces))
 
     def put(self, request: BlkRequest) -> None:
         """Send a request."""
         number = self._free_ids[-1]
+        slots = self.slots_for(number, request)
+        self._free_ids.pop()
+        self.in_flight[number] = request
+        for slot in slots:
+            self._send(slot)
+
+    def slots_for(self, number: int, request: BlkRequest) -> list[bytes]:
+        """Grant a request's pages; return the slots that it takes. Raises OutOfMemoryError."""
         if request.operation is Operation.DISCARD:
-            slots = [
+            return [
                 self.layout.build_request(
                     request.operation,
                     id=number,
@@ -216,27 +233,22 @@ class BlkifRing(RingInitiator[BlkRequest]):
                     nr_sectors=request.sectors,
                 )
             ]
-        elif len(request.pieces) > SEGMENTS and self._indirect_segments:
-            slots = [self._indirect(number, request)]
-        else:
-            segments = self._grant(request)
-            slots = [
-                self.layout.build_request(
-                    request.operation,
-                    id=number,
-                    sector_number=request.sector,
-                    nr_segments=len(segments),
-                    segments=segments[:SEGMENTS],
-                ),
-                *(
-                    build_segments(segments[start : start + BLOCK_SEGMENTS])
-                    for start in range(SEGMENTS, len(segments), BLOCK_SEGMENTS)
-                ),
-            ]
-        self._free_ids.pop()
-        self.in_flight[number] = request
-        for slot in slots:
-            self._send(slot)
+        if len(request.pieces) > SEGMENTS and self._indirect_segments:
+            return [self._indirect(number, request)]
+        segments = self._grant(request)
+        return [
+            self.layout.build_request(
+                request.operation,
+                id=number,
+                sector_number=request.sector,
+                nr_segments=len(segments),
+                segments=segments[:SEGMENTS],
+            ),
+            *(
+                build_segments(segments[start : start + BLOCK_SEGMENTS])
+                for start in range(SEGMENTS, len(segments), BLOCK_SEGMENTS)
+            ),
+        ]
 
     def _indirect(self, number: int, request: BlkRequest) -> bytes:
         """Put a request's segments into pages of their own; return the request that names them."""
@@ -247,7 +259,7 @@ class BlkifRing(RingInitiator[BlkRequest]):
             request.frames = memory.alloc(-(-len(table) // PAGE_SIZE))
             references = memory.grant(request.frames, BACKEND_DOMAIN, readonly=True)
         except OutOfMemoryError:
-            self._give_back(request)
+            self.give_back(request)
             raise
         request.references += references
         for at, frame in enumerate(request.frames):
@@ -296,17 +308,14 @@ class BlkifRing(RingInitiator[BlkRequest]):
             raise WireError(f"a response to id {response.id}, which is not in flight")
         if response.operation != request.operation:
             raise WireError(f"operation {response.operation} in answer to {request.operation}")
-        try:
-            status = RspStatus(response.status)
-        except ValueError:
-            raise WireError(f"status {response.status}") from None
-        self._give_back(request)
-        self._skip = self._slots(request) - 1
+        status = status_of(response)
+        self.give_back(request)
+        self._skip = self.slots(request) - 1
         del self.in_flight[response.id]
         self._free_ids.append(response.id)
         return (partial(request.done, status),)
 
-    def _give_back(self, request: BlkRequest) -> None:
+    def give_back(self, request: BlkRequest) -> None:
         """Take back a request's grants and tables; WireError if the backend has them mapped."""
         if self.guest.memory.end_access(request.references):
             raise WireError("pages are still mapped after the answer")
@@ -325,3 +334,11 @@ class BlkifRing(RingInitiator[BlkRequest]):
             "segments": self.max_segments,
             "indirect": bool(self._indirect_segments),
         }
+
+
+def status_of(response: Container) -> RspStatus:
+    """Return a response's status; WireError if it is none of the protocol's."""
+    try:
+        return RspStatus(response.status)
+    except ValueError:
+        raise WireError(f"status {response.status}") from None

@@ -20,7 +20,7 @@ from vscsi.target.base import Attribute, Nexus, ServiceResponse, Status
 from vscsi.target.buffers import gather, scatter, slice_views
 from vscsi.target.disk import Disk
 from vscsi.target.router import TaskRouter
-from vscsi.transport.blkif.frontend import MAX_SECTORS, BlkifRing, BlkRequest
+from vscsi.transport.blkif.frontend import MAX_SECTORS, BlkifRing, BlkRequest, status_of
 from vscsi.transport.call import CallInitiator
 from vscsi.transport.initiator import (
     Buffer,
@@ -29,8 +29,10 @@ from vscsi.transport.initiator import (
     TransportError,
     page_pieces,
 )
+from vscsi.transport.load import Template
 from vscsi.wire import cdb as cdbs
-from vscsi.wire.blkif import SECTOR_SIZE, Operation, RspStatus
+from vscsi.wire.blkif import SECTOR_SIZE, Operation, RspStatus, Segment
+from vscsi.wire.c_header import offsets
 from vscsi.wire.errors import WireError
 from vscsi.wire.lun import logical_unit_number
 from vscsi.wire.parameters import parse_unmap
@@ -59,6 +61,7 @@ MAX_UNMAP_RANGES = 256
 WRITE_ERROR = Sense(SenseKey.MEDIUM_ERROR, 0x0C, 0x00)
 STAGED_BYTES = 128 << 10
 """Bytes of one piece of an unaligned transfer: what is staged at a time."""
+GREF_BYTES = 4
 NEXUS = Nexus("blkif", "blkif")
 
 Outcome = RspStatus | TransportError
@@ -245,6 +248,11 @@ class BlkifInitiator(BlkifRing):
 
     def _end(self, command: Command, failed: Sense, outcome: Outcome) -> None:
         """End a command with what its last request came to."""
+        self._settle(command, failed, outcome)
+        self._gate.leave(command)
+        command.done(command)
+
+    def _settle(self, command: Command, failed: Sense, outcome: Outcome) -> None:
         if isinstance(outcome, TransportError):
             command.error = outcome
         elif outcome is not RspStatus.OKAY:
@@ -252,8 +260,35 @@ class BlkifInitiator(BlkifRing):
             command.status = Status.CHECK_CONDITION
             command.sense = sense.build()
             command.residual = command.data_in_length + command.data_out_length
-        self._gate.leave(command)
-        command.done(command)
+
+    # A load
+
+    def template(self, tag: int, command: Command) -> Template:
+        """Return the one request of a READ or WRITE without staging."""
+        buffers = command.data_out or command.data_in
+        operation = Operation.WRITE if command.data_out else Operation.READ
+        request = BlkRequest(operation, lambda _outcome: None, pieces=page_pieces(buffers))
+        edges = (edge for buffer in buffers for edge in (buffer.address, len(buffer)))
+        if (
+            any(edge % self.disk.block_size for edge in edges)
+            or len(request.pieces) > self.max_segments
+            or self.slots(request) > 1
+        ):
+            raise TransportError("a command takes more than one request")
+        if logical_unit_number(command.lun) != 0 or (command.data_out and self.disk.readonly):
+            raise TransportError("the local logical unit refuses the commands")
+        (slot,) = self.slots_for(tag, request)
+        references = tuple(request.references)
+        formats = self.layout.formats
+        used = offsets(formats.rw)["segments"] + Segment.sizeof() * len(request.pieces)
+        if request.frames:
+            used = offsets(formats.indirect)["indirect_grefs"] + GREF_BYTES * len(request.frames)
+        return Template(slot[:used], references, partial(self.give_back, request))
+
+    def judge(self, command: Command, slot: bytes) -> None:
+        """Set a command's outcome from a response."""
+        failed = WRITE_ERROR if command.data_out else READ_ERROR
+        self._settle(command, failed, status_of(self.layout.parse_response(slot)))
 
 
 class Join:

@@ -70,7 +70,6 @@ class SrpBackend(RingBackend):
     """A channel of an `SrpPort` over two one-way rings (docs/decisions/0001-srp-ring.md)."""
 
     kind: ClassVar[str] = "vsrp"
-    protocol: ClassVar[str | None] = "srp"
 
     def __init__(self, peer: Peer, device: int, tap: TapSwitch, port: SrpPort) -> None:
         super().__init__(peer, device, tap)
@@ -92,7 +91,7 @@ class SrpBackend(RingBackend):
         references = accept_rings(frontend, MAX_RING_ORDER, (RING_REF, RESPONSE_RING_REF))
         slot_size = accept_slot_size(frontend, MAX_SLOT_SIZE)
         pages = len(references[0])
-        ring, service = self.open_ring(frontend, references, RingEnd.pair_back, slot_size)
+        ring, service = self.open_ring(frontend, references, RingEnd.pair_back, slot_size, "srp")
         limits = Limits.accept(frontend, OFFERED, ring.entries)
         self._nexus = None
         self._max_iu_length = slot_size - SlotHeader.sizeof()

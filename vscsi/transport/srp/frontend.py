@@ -23,7 +23,7 @@ from vscsi.domain.negotiate import (
 from vscsi.domain.xenbus import Keys, Reader
 from vscsi.ring import RingEnd
 from vscsi.target.base import Function, ServiceResponse
-from vscsi.transport.frontend import CONNECT_TIMEOUT_S, Completion, RingInitiator
+from vscsi.transport.frontend import CONNECT_TIMEOUT_S, RingInitiator
 from vscsi.transport.initiator import (
     Buffer,
     Command,
@@ -31,6 +31,7 @@ from vscsi.transport.initiator import (
     TransportError,
     finish,
 )
+from vscsi.transport.load import Completion, Template
 from vscsi.transport.outcome import status_of
 from vscsi.transport.srp.arena import Arena
 from vscsi.wire.errors import WireError
@@ -79,6 +80,7 @@ class SrpInitiator(RingInitiator[Request]):
     """An SRP initiator port with one channel over two one-way rings."""
 
     kind: ClassVar[str] = "vsrp"
+    load_protocol = "srp"
 
     def __init__(self, directory: Path, *, handle: int = 0, ring_order: int = RING_ORDER) -> None:
         super().__init__(directory, handle)
@@ -245,11 +247,14 @@ class SrpInitiator(RingInitiator[Request]):
         """Send a CMD or TSK_MGMT."""
         tag = request.tag = self._next_tag
         if isinstance(request, Command):
+            tables: list[Buffer] = []
             try:
-                unit = self._command_iu(request)
+                unit = self._command_iu(request, tables)
             except OutOfMemoryError:
-                self._free_table(request)
+                self._free_all(tables)
                 raise
+            if tables:
+                self._tables[tag] = tables
         else:
             unit = build_iu(
                 IuType.TSK_MGMT,
@@ -263,7 +268,8 @@ class SrpInitiator(RingInitiator[Request]):
         self._limit -= 1
         self.in_flight[tag] = request
 
-    def _command_iu(self, command: Command) -> bytes:
+    def _command_iu(self, command: Command, tables: list[Buffer]) -> bytes:
+        """Return a CMD; tables in memory, if it needs any, are added to those."""
         space = self._room_beside(command.cdb)
         if command.data_out and command.data_in:
             space = 0  # both tables, if there are any, in memory
@@ -273,8 +279,8 @@ class SrpInitiator(RingInitiator[Request]):
             lun=command.lun,
             attribute=command.attribute,
             **cdb_fields(command.cdb),
-            data_out=self._area(command, command.data_out, space),
-            data_in=self._area(command, command.data_in, space),
+            data_out=self._area(command.data_out, space, tables),
+            data_in=self._area(command.data_in, space, tables),
         )
 
     def _room_beside(self, cdb: bytes) -> int:
@@ -284,7 +290,7 @@ class SrpInitiator(RingInitiator[Request]):
         return self._max_iu_length - CMD_BYTES - len(cdb_fields(cdb)["additional_cdb"])
 
     def _area(
-        self, command: Command, buffers: Sequence[Buffer], space: int
+        self, buffers: Sequence[Buffer], space: int, tables: list[Buffer]
     ) -> Mapping[str, Any] | None:
         """Return a descriptor area: direct, or indirect with its table in the unit if it fits."""
         descriptors = [
@@ -301,8 +307,8 @@ class SrpInitiator(RingInitiator[Request]):
             table = {"address": 0, "handle": 0, "length": length}
             return {"table": table, "total_length": total, "descriptors": descriptors}
         memory = self.alloc(length)
+        tables.append(memory)
         memory.view[:] = b"".join(build(MemoryDescriptor, each) for each in descriptors)
-        self._tables.setdefault(command.tag, []).append(memory)
         table = {"address": memory.address, "handle": DATA_HANDLE, "length": length}
         return {"table": table, "total_length": total, "descriptors": ()}
 
@@ -399,8 +405,39 @@ class SrpInitiator(RingInitiator[Request]):
         return partial(finish, request)
 
     def _free_table(self, command: Command) -> None:
-        for table in self._tables.pop(command.tag, ()):
+        self._free_all(self._tables.pop(command.tag, ()))
+
+    def _free_all(self, tables: Iterable[Buffer]) -> None:
+        for table in tables:
             self.free(table)
+
+    # A load
+
+    def template(self, tag: int, command: Command) -> Template:
+        """Return a command's CMD."""
+        command.tag = tag
+        tables: list[Buffer] = []
+        try:
+            unit = self._command_iu(command, tables)
+        except OutOfMemoryError:
+            self._free_all(tables)
+            raise
+        return Template(build_slot(SlotFormat.SRP, unit), (), partial(self._free_all, tables))
+
+    @property
+    def room(self) -> int:
+        """Commands that the request limit allows."""
+        return self._limit - TASK_MANAGEMENT_RESERVE
+
+    def take_room(self, room: int) -> None:
+        """Note how much a load left."""
+        self._limit = room + TASK_MANAGEMENT_RESERVE
+
+    def judge(self, command: Command, slot: bytes) -> None:
+        """Set a command's outcome from an RSP."""
+        _, unit = parse_slot(slot)
+        rsp = parse_iu(unit)
+        self._take(command, rsp, rsp_code(rsp) or 0)
 
     def parameters(self) -> Mapping[str, object]:
         """Return what was negotiated."""

@@ -133,7 +133,7 @@ class Regions:
         if form == BufferFormat.NONE or area is None:
             return []
         if form == BufferFormat.DIRECT:
-            return self._views([area], area.length, writable=writable, used=used)
+            return self._views([area], area["length"], writable=writable, used=used)
         if form == BufferFormat.INDIRECT:
             return self._views(
                 self._table(area, used), area.total_length, writable=writable, used=used
@@ -179,9 +179,10 @@ class Regions:
         if total > self._max_bytes:
             raise InvalidDescriptor(f"{total} bytes, more than the {self._max_bytes} of a command")
         views: list[memoryview] = []
-        for each in descriptors:
-            part = min(each.length, total)
-            views += self._range(each.handle, each.address, each.length, writable, used, part)
+        for each in descriptors:  # by keys: attributes of a Container take ten times as long
+            length = each["length"]
+            part = min(length, total)
+            views += self._range(each["handle"], each["address"], length, writable, used, part)
             total -= part
         return views
 

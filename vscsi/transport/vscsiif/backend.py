@@ -2,6 +2,7 @@
 """The backend end of vscsiif: what xen-scsiback does, for any target."""
 
 from collections.abc import Callable
+from operator import is_
 from typing import ClassVar, cast
 
 from construct import Container
@@ -10,7 +11,7 @@ from vscsi.domain.base import PAGE_SIZE
 from vscsi.domain.base import Mapping as GrantMapping
 from vscsi.domain.keys import parse_state
 from vscsi.domain.xenbus import Keys, Reader, XenbusState
-from vscsi.ring import RingEnd
+from vscsi.ring import RingEnd, Service
 from vscsi.target.base import (
     DeliveryFailure,
     Function,
@@ -22,6 +23,7 @@ from vscsi.target.base import (
     Task,
 )
 from vscsi.transport.backend import Connection, Peer, RingBackend
+from vscsi.transport.native import NativeUnits
 from vscsi.transport.outcome import residuals
 from vscsi.transport.tap import RingPath, TapSwitch
 from vscsi.wire import cdb as cdbs
@@ -30,6 +32,7 @@ from vscsi.wire.errors import WireError
 from vscsi.wire.lun import encode
 from vscsi.wire.record import Protocol
 from vscsi.wire.vscsiif import (
+    MAX_ADDRESS,
     RESET_FAILED,
     RESET_SUCCESS,
     SENSE_BUFFER_SIZE,
@@ -38,6 +41,7 @@ from vscsi.wire.vscsiif import (
     Direction,
     Host,
     Segment,
+    build_address,
     build_response,
     cdb_of,
     pack_rslt,
@@ -77,7 +81,10 @@ class VscsiifBackend(RingBackend):
         self.target = target
         self._own_keys = own_keys
         self._nexus = Nexus(f"{peer.domain}:vscsi", f"{port}:{device}")
-        self._units: dict[tuple[int, int, int], bytes] = {}
+        self._units: dict[tuple[int, int, int], bytes] = {}  # replaced, never changed
+        self._native: NativeUnits | None = None
+        self._native_of: tuple[object, object] = (None, None)
+        """The inventory and the units here that the C path knows."""
 
     def features(self) -> Keys:
         """Return what is published before InitWait."""
@@ -86,7 +93,7 @@ class VscsiifBackend(RingBackend):
     def attach(self, frontend: Reader) -> tuple[Connection, Keys]:
         """Map the ring, which has one page, and take the units that are new."""
         references = [[frontend.number("ring-ref")]]
-        ring, service = self.open_ring(frontend, references, RingEnd.back, SLOT_SIZE)
+        ring, service = self.open_ring(frontend, references, RingEnd.back, SLOT_SIZE, "vscsiif")
         self._units = {}
         units = self._plug(fresh=True)
         self.target.attach(self._nexus)
@@ -104,7 +111,10 @@ class VscsiifBackend(RingBackend):
 
     def reconfigure(self, _frontend: Reader) -> Keys:
         """Take the units that the toolstack added, let go of those that it removes."""
-        return self._plug(fresh=False)
+        keys = self._plug(fresh=False)
+        if self.connection is not None:
+            self.connection.service.interrupt()  # the C path looks at them before its next command
+        return keys
 
     def _plug(self, *, fresh: bool) -> Keys:
         """Follow the states of the units in our directory; return their new ones.
@@ -113,22 +123,24 @@ class VscsiifBackend(RingBackend):
         """
         own = self._own_keys()
         present = set(self.target.luns())
+        units = dict(self._units)
         keys = {}
         for unit in unit_keys(own):
             state = parse_state(own.text(f"{unit}/state", ""))
             address = virtual_device(own.text(f"{unit}/v-dev"))
             lun = encode(own.number(f"{unit}/p-dev", high=0xFFFF))
             if state is XenbusState.CLOSING:
-                self._units.pop(address, None)
+                units.pop(address, None)
                 state = XenbusState.CLOSED
             elif state is XenbusState.INITIALISING or (fresh and state is not XenbusState.CLOSED):
                 there = lun in present
                 state = XenbusState.INITIALISED if there else XenbusState.CLOSED
                 if there:
-                    self._units[address] = lun
+                    units[address] = lun
             else:
                 continue
             keys[f"{unit}/state"] = str(int(state))
+        self._units = units
         return keys
 
     def message(self, slot: bytes) -> None:
@@ -156,7 +168,27 @@ class VscsiifBackend(RingBackend):
 
     def quiesce(self) -> None:
         """End the nexus."""
+        self._end_native()
         self.target.detach(self._nexus)
+
+    def prepare_native(self, service: Service) -> bool:
+        """Bring the C path up to date."""
+        inventory, plugged = of = self.target.units(), self._units
+        if self._native is None or not all(map(is_, of, self._native_of)):
+            self._end_native()
+            units = {
+                build_address(*address): inventory[lun]
+                for address, lun in plugged.items()
+                if lun in inventory and max(address) <= MAX_ADDRESS
+            }
+            self._native, self._native_of = NativeUnits(service, self._nexus, units), of
+        self._native.refresh()
+        return True
+
+    def _end_native(self) -> None:
+        if self._native is not None:
+            self._native.close()
+            self._native = None
 
     def _copy_descriptors(self, areas: list[Container]) -> bytes:
         """Return the segment descriptors that SG_GRANT areas hold, copied once."""

@@ -15,7 +15,7 @@ from vscsi.domain.memory import OutOfMemoryError
 from vscsi.domain.xenbus import Keys, Reader, XenbusState
 from vscsi.ring import RingEnd
 from vscsi.target.base import Function, ServiceResponse
-from vscsi.transport.frontend import Completion, RingInitiator
+from vscsi.transport.frontend import RingInitiator
 from vscsi.transport.initiator import (
     Command,
     ManagementCommand,
@@ -23,7 +23,9 @@ from vscsi.transport.initiator import (
     finish,
     page_pieces,
 )
+from vscsi.transport.load import Completion, Template
 from vscsi.transport.outcome import status_of
+from vscsi.wire.c_header import offsets
 from vscsi.wire.errors import WireError
 from vscsi.wire.lun import logical_unit_number
 from vscsi.wire.vscsiif import (
@@ -40,8 +42,12 @@ from vscsi.wire.vscsiif import (
     parse_response,
     unpack_rslt,
 )
+from vscsi.wire.vscsiif import Request as RequestFormat
 
 SEGMENT_BYTES = 8
+SEGMENTS_AT = offsets(RequestFormat)["segments"]
+TASK_MANAGEMENT_RESERVE = 1
+"""Slots that commands leave to task management, so that a full ring can be aborted."""
 
 Request = Command | ManagementCommand
 
@@ -58,6 +64,7 @@ class VscsiifInitiator(RingInitiator[Request]):
     """The virtual host of one vscsi device: one page, 16 slots, as the protocol has it."""
 
     kind: ClassVar[str] = "vscsi"
+    load_protocol = "vscsiif"
 
     def __init__(self, directory: Path, *, handle: int = 0) -> None:
         super().__init__(directory, handle)
@@ -92,6 +99,11 @@ class VscsiifInitiator(RingInitiator[Request]):
 
     def submit(self, command: Command) -> None:
         """Start a command; TransportError if the protocol cannot carry it."""
+        self._check(command)
+        self.statistics.commands += 1
+        self.enqueue([command])
+
+    def _check(self, command: Command) -> None:
         number_of(command.lun)
         if len(command.cdb) > MAX_COMMAND_SIZE:
             raise TransportError(f"vscsiif carries CDBs of up to {MAX_COMMAND_SIZE} bytes")
@@ -102,8 +114,6 @@ class VscsiifInitiator(RingInitiator[Request]):
                 f"{command.data_out_length + command.data_in_length} bytes take more than the "
                 f"{self._max_segments} segments of a request"
             )
-        self.statistics.commands += 1
-        self.enqueue([command])
 
     def manage(self, request: ManagementCommand) -> None:
         """Start ABORT TASK or LOGICAL UNIT RESET; the protocol has no other function."""
@@ -118,9 +128,8 @@ class VscsiifInitiator(RingInitiator[Request]):
         self.enqueue([request], first=True)
 
     def room_for(self, request: Request) -> bool:
-        """A slot; the last one is for task management, so that a full ring can be aborted."""
-        reserve = 0 if isinstance(request, ManagementCommand) else 1
-        return len(self._free_ids) > reserve
+        """A slot; the last one is for task management."""
+        return bool(self._free_ids) if isinstance(request, ManagementCommand) else self.room > 0
 
     def put(self, request: Request) -> None:
         """Send a request."""
@@ -243,6 +252,25 @@ class VscsiifInitiator(RingInitiator[Request]):
         if refused:
             raise WireError(f"{len(refused)} pages are still mapped after the answer")
         self.guest.memory.free(shadow.frames)
+
+    # A load
+
+    def template(self, tag: int, command: Command) -> Template:
+        """Return a command's request."""
+        self._check(command)
+        shadow = Shadow()
+        slot = self._command(tag, command, shadow)
+        used = SEGMENTS_AT + SEGMENT_BYTES * min(len(shadow.references), SEGMENTS)
+        return Template(slot[:used], tuple(shadow.references), partial(self._give_back, shadow))
+
+    @property
+    def room(self) -> int:
+        """Commands that there are slots for."""
+        return len(self._free_ids) - TASK_MANAGEMENT_RESERVE
+
+    def judge(self, command: Command, slot: bytes) -> None:
+        """Set a command's outcome from a response."""
+        self._take(command, parse_response(slot))
 
     def parameters(self) -> Mapping[str, object]:
         """Return what was negotiated."""
