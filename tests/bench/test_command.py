@@ -168,6 +168,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["call:memory:1M", "--rw", "trim"], "trim"),
         (["call:memory:1M", "--rwmixread", "10"], "goes with rw and randrw"),
         (["call:memory:1M", "--iodepth", "0"], "--iodepth"),
+        (["call:memory:1M", "--rate", "0"], "--rate"),
+        (["call:memory:1M", "--rate", "10"], "needs a ring"),
+        (["call:memory:1M", "--rate", "10", "--limit", "{dir}"], "not with --rate"),
+        (["call:memory:1M", "--load", "rust"], "--load"),
         (["nonsense"], "nonsense"),
         ([], "PATH"),
     ],
@@ -180,6 +184,44 @@ def test_what_cannot_begin_ends_in_one_line_and_status_2(
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert words.replace("{dir}", str(tmp_path)) in line
+
+
+@pytest.mark.parametrize("generator", ["native", "python"])
+def test_the_load_of_a_ring_is_generated_where_the_user_says(served: Path, generator: str) -> None:
+    paths = (f"srp:{served}", "call:memory:1M")
+    result = invoke(*paths, "--load", generator, "--json", "-")
+    ring, call = json.loads(result.output)["paths"]
+    assert ring["parameters"].get("load") == {"native": "native", "python": None}[generator]
+    assert call["parameters"] == {}
+    assert ring["late"] is ring["unsent"] is None
+
+
+def test_with_a_rate_the_table_tells_what_was_late(served: Path, store) -> None:
+    """A million commands a second, from a store in Python: most stay unsent."""
+    paths = (f"srp:{served}", f"blkif:{served}")
+    result = invoke(*paths, "--rate", "1000000", "--iodepth", "4")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert "randread, blocks of 4096, depth 4, 1,000,000 commands/s; 2 rounds" in lines[0]
+    rows = {line[:24].strip(): line[24:].split() for line in lines[3:] if line.strip()}
+    unsent, sent = (
+        [int(number.replace(",", "")) for number in rows[row]] for row in ("unsent", "operations")
+    )
+    for left, done in zip(unsent, sent, strict=True):
+        assert left > 0
+        assert left + done == 20_000
+    result = invoke(*paths, "--rate", "1000000", "--json", "-")
+    told = json.loads(result.output)
+    assert told["workload"]["rate_per_s"] == 1_000_000
+    for path in told["paths"]:
+        assert path["unsent"] == sum(turn["unsent"] for turn in path["rounds"]) > 0
+        assert path["late"] == sum(turn["late"] for turn in path["rounds"])
+
+
+def test_a_cpu_that_is_not_ours_is_refused(served: Path) -> None:
+    result = invoke(f"srp:{served}", "--pin", "4096")
+    assert result.exit_code != 0
+    assert "CPU 4096 is not ours" in f"{result.output}{result.exception}"
 
 
 @pytest.mark.parametrize("ring", ["srp", "vscsiif", "blkif"])

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ SIZE_BYTES = 1 << 20
 MICROSECOND, RUN_NS = 1_000, 400_000
 """With a clock that goes on by 1 us a look: some 200 operations a run, whatever the machine."""
 
+python_loads = partial(opened, native=False)
 every_ring = pytest.mark.parametrize("ring", RINGS)
 
 
@@ -40,7 +42,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, clock) -> None:
 def test_the_backend_counts_as_many_requests_as_there_were_operations(
     served: Path, store, counted, ring: str, depth: int, mode: str
 ) -> None:
-    with opened([(f"{ring}:{served}", 0)], Wish(mode, BLOCK, depth)) as (load,):
+    with python_loads([(f"{ring}:{served}", 0)], Wish(mode, BLOCK, depth)) as (load,):
         result = PathResult(load.name, load.workload)
         measure(load, result, RUN_NS, RUN_NS)
         statistics = load.initiator.statistics
@@ -67,7 +69,7 @@ def test_sequential_writes_reach_every_block_of_the_range_alone(
     served: Path, store, counted, ring: str
 ) -> None:
     wish = Wish("write", BLOCK, 8, offset_bytes=16 * BLOCK, size_bytes=32 * BLOCK, seed=3)
-    with opened([(f"{ring}:{served}", 0)], wish) as (load,):
+    with python_loads([(f"{ring}:{served}", 0)], wish) as (load,):
         run = load.run(RUN_NS)
         pattern = load.workload.pattern()
     assert run.operations >= 32
@@ -84,7 +86,7 @@ def test_sequential_writes_reach_every_block_of_the_range_alone(
 def test_sequential_reads_ask_the_store_for_one_block_after_the_other(
     served: Path, store, counted, ring: str, depth: int
 ) -> None:
-    with opened([(f"{ring}:{served}", 0)], Wish("read", BLOCK, depth)) as (load,):
+    with python_loads([(f"{ring}:{served}", 0)], Wish("read", BLOCK, depth)) as (load,):
         load.run(RUN_NS)
     if depth > 1:  # the first submissions are two threads', which may pass each other
         store.asked.sort()
@@ -107,7 +109,7 @@ def test_the_effective_depth_is_what_the_ring_really_held(
     served: Path, store, counted, ring: str, depth: int, effective: int
 ) -> None:
     """The store answers nothing before the last of the first `depth` commands was submitted."""
-    with opened([(f"{ring}:{served}", 0)], Wish("randread", BLOCK, depth)) as (load,):
+    with python_loads([(f"{ring}:{served}", 0)], Wish("randread", BLOCK, depth)) as (load,):
         left = threading.Semaphore(depth - 1)
         submit = load.initiator.submit
 
@@ -131,7 +133,7 @@ def test_errors_of_the_store_are_counted_and_the_loop_goes_on(
 ) -> None:
     store.bad_offsets = {5 * BLOCK, 6 * BLOCK}
     wish = Wish("read", BLOCK, 4, size_bytes=8 * BLOCK)
-    with opened([(f"{ring}:{served}", 0)], wish) as (load,):
+    with python_loads([(f"{ring}:{served}", 0)], wish) as (load,):
         result = PathResult(load.name, load.workload)
         measure(load, result, 0, RUN_NS)
     commands = len(store.asked)
@@ -152,7 +154,7 @@ def test_all_paths_get_the_same_operations_whatever_their_number(
     streams = []
     for ring in RINGS:
         store.asked.clear()
-        with opened([(f"{ring}:{served}", 0)], Wish("randrw", BLOCK, 1, seed=9)) as (load,):
+        with python_loads([(f"{ring}:{served}", 0)], Wish("randrw", BLOCK, 1, seed=9)) as (load,):
             load.run(RUN_NS)
         streams.append(store.asked.copy())
     shortest = min(map(len, streams))
@@ -191,7 +193,7 @@ def test_all_paths_at_once_beside_the_call_and_the_bare_loop(
 
 def test_unit_attentions_are_consumed_before_anything_is_measured(served: Path, counted) -> None:
     for _ in range(2):
-        with opened([(f"srp:{served}", 0)], Wish("randread", BLOCK, 1)) as (load,):
+        with python_loads([(f"srp:{served}", 0)], Wish("randread", BLOCK, 1)) as (load,):
             assert not load.run(RUN_NS).errors
 
 
@@ -262,7 +264,7 @@ class ToldLoad:
 
 def run_of(operations: int, elapsed_s: float = 1, **rest: object) -> Run:
     run = Run(elapsed_ns=round(elapsed_s * 1e9), outstanding=2, **rest)
-    run.read_latencies.extend([1000] * operations)
+    run.read_latencies[1000] = operations
     return run
 
 

@@ -2,6 +2,7 @@
 """Percentiles against the nearest rank of the sorted latencies themselves."""
 
 import math
+from collections import Counter
 
 from hdrh.histogram import HdrHistogram
 from hypothesis import given
@@ -26,7 +27,7 @@ def nearest_rank(values: list[int], thousandths: int) -> int:
 @given(TIMES)
 def test_percentiles_are_those_of_the_recorded_latencies(values: list[int]) -> None:
     latencies = Latencies()
-    latencies.add(values)
+    latencies.add(Counter(values))
     figures = latencies.figures_us()
     assert figures is not None
     for name, thousandths in PERCENTILES.items():
@@ -41,15 +42,15 @@ def test_percentiles_are_those_of_the_recorded_latencies(values: list[int]) -> N
 @given(TIMES, TIMES)
 def test_adding_in_parts_is_adding_at_once(first: list[int], second: list[int]) -> None:
     parts, whole = Latencies(), Latencies()
-    parts.add(first)
-    parts.add(second)
-    whole.add(first + second)
+    parts.add(Counter(first))
+    parts.add(Counter(second))
+    whole.add(Counter(first + second))
     assert parts.figures_us() == whole.figures_us()
 
 
 def test_figures_never_exceed_the_maximum_nor_decrease() -> None:
     latencies = Latencies()
-    latencies.add([1_000_003] * 10)
+    latencies.add({1_000_003: 10})
     figures = latencies.figures_us()
     assert figures is not None
     ranks = [figures[name] for name in (*PERCENTILES, "max")]
@@ -62,7 +63,7 @@ def test_nothing_counted_gives_no_figures() -> None:
 
 def test_a_latency_of_zero_and_one_beyond_an_hour_are_counted() -> None:
     latencies = Latencies()
-    latencies.add([0, 2**63])
+    latencies.add({0: 1, 2**63: 1})
     figures = latencies.figures_us()
     assert figures is not None
     assert (figures["min"], figures["max"], latencies.count) == (0, 2**63 / 1000, 2)
@@ -70,7 +71,7 @@ def test_a_latency_of_zero_and_one_beyond_an_hour_are_counted() -> None:
 
 def test_the_encoded_histogram_is_what_hdrhistogram_tools_read() -> None:
     latencies = Latencies()
-    latencies.add([1000] * 90 + [50_000] * 10)
+    latencies.add({1000: 90, 50_000: 10})
     decoded = HdrHistogram.decode(latencies.encoded())
     assert decoded.get_total_count() == 100
     assert decoded.get_value_at_percentile(90) == decoded.get_highest_equivalent_value(1000)

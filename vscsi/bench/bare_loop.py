@@ -51,7 +51,7 @@ class BareLoop:
     def _chunk(self, run: Run, left_ns: int) -> None:
         clock, fd, views, length = self._clock, self._fd, (self._memory,), len(self._memory)
         decided = self._decided
-        read, written = run.read_latencies.append, run.write_latencies.append
+        read, written = run.read_latencies, run.write_latencies
         cpu_began, began = time.thread_time_ns(), clock()
         now = began
         while decided and now - began < left_ns:
@@ -67,9 +67,9 @@ class BareLoop:
             if moved != length:
                 run.errors[f"{length - moved} bytes were not moved"] += 1
             elif write:
-                written(now - started)
+                written[now - started] += 1
             else:
-                read(now - started)
+                read[now - started] += 1
         run.elapsed_ns += now - began
         run.cpu_ns += time.thread_time_ns() - cpu_began
 

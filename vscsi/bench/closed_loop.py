@@ -43,8 +43,7 @@ class ClosedLoop:
         lun has 8 bytes; block_length is the logical unit's, of which the workload's block and
         offset are multiples (ValueError).
         """
-        if workload.block_bytes % block_length or workload.offset_bytes % block_length:
-            raise ValueError(f"block size and offset are multiples of {block_length}")
+        workload.check_blocks(block_length)
         self.name = name
         self.workload = workload
         self.initiator = initiator
@@ -89,32 +88,12 @@ class ClosedLoop:
         self, buffer: Buffer, write: bool, offset: int, done: Callable[[Command], None]
     ) -> Command:
         """Return a command for one operation, of a buffer's length."""
-        cdb = cdbs.build(
-            "WRITE(16)" if write else "READ(16)",
-            lba=offset // self.block_length,
-            blocks=self._blocks,
-        )
-        if write:
-            return Command(self.lun, cdb, done, data_out=(buffer,))
-        return Command(self.lun, cdb, done, data_in=(buffer,))
+        lba = offset // self.block_length
+        return command_for(self.lun, (buffer,), write, lba, self._blocks, done)
 
     def counters(self) -> Counters:
         """Return both ends' counters."""
-        own = self.initiator.statistics
-        theirs = self.initiator.backend_statistics()
-
-        def number(key: str) -> int | None:
-            value = theirs.get(key)
-            return value if isinstance(value, int) else None
-
-        return Counters(
-            frontend_notifications=own.notifications_sent,
-            frontend_staged_bytes=own.staged_bytes,
-            backend_notifications=number("notifications_sent"),
-            backend_staged_bytes=number("staged_bytes"),
-            backend_requests=number("requests"),
-            backend_cpu_ns=number("cpu_ns"),
-        )
+        return counters_of(self.initiator)
 
     def parameters(self) -> Mapping[str, object]:
         """Return what was negotiated."""
@@ -211,7 +190,7 @@ class _Cycle:
             if command.error is not None:
                 run.failure = run.failure or str(command.error)
             elif command.status is Status.GOOD and not command.residual:
-                (run.write_latencies if write else run.read_latencies).append(now - started)
+                (run.write_latencies if write else run.read_latencies)[now - started] += 1
             else:
                 run.errors[reason_of(command)] += 1
             if now >= self._deadline or run.failure is not None or self._load.stopped:
@@ -225,6 +204,39 @@ class _Cycle:
         self._turning -= 1
         if self._turning == 0:
             self.finished.set()
+
+
+def command_for(
+    lun: bytes,
+    buffers: Sequence[Buffer],
+    write: bool,
+    lba: int,
+    blocks: int,
+    done: Callable[[Command], None] = lambda _command: None,
+) -> Command:
+    """Return a READ(16) or WRITE(16) with its buffers."""
+    cdb = cdbs.build("WRITE(16)" if write else "READ(16)", lba=lba, blocks=blocks)
+    if write:
+        return Command(lun, cdb, done, data_out=buffers)
+    return Command(lun, cdb, done, data_in=buffers)
+
+
+def counters_of(initiator: Initiator) -> Counters:
+    """Return both ends' counters; TransportError if the backend's does not answer."""
+    own, theirs = initiator.statistics, initiator.backend_statistics()
+
+    def number(key: str) -> int | None:
+        value = theirs.get(key)
+        return value if isinstance(value, int) else None
+
+    return Counters(
+        frontend_notifications=own.notifications_sent,
+        frontend_staged_bytes=own.staged_bytes,
+        backend_notifications=number("notifications_sent"),
+        backend_staged_bytes=number("staged_bytes"),
+        backend_requests=number("requests"),
+        backend_cpu_ns=number("cpu_ns"),
+    )
 
 
 def reason_of(command: Command) -> str:

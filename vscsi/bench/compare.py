@@ -11,10 +11,12 @@ from vscsi.bench.bare_loop import BareLoop, file_size
 from vscsi.bench.closed_loop import ClosedLoop
 from vscsi.bench.load import Load
 from vscsi.bench.machine import describe
+from vscsi.bench.native_loop import NativeLoop
 from vscsi.bench.result import Comparison, PathResult
 from vscsi.bench.workload import Workload
 from vscsi.domain.base import DomainError
 from vscsi.transport.connect import connect
+from vscsi.transport.frontend import RingInitiator
 from vscsi.transport.hba import Hba, Lun, ScsiError
 from vscsi.transport.initiator import TransportError
 from vscsi.wire.errors import SetupError, WireError
@@ -46,6 +48,7 @@ class Wish:
     """None: to the end of the smallest path."""
     read_percent: int = 50
     seed: int = 0
+    rate_per_s: float | None = None
 
     def workload(self, available_bytes: int, where: str) -> Workload:
         """Return the workload on paths of which the smallest, `where`, has so many bytes."""
@@ -65,6 +68,7 @@ class Wish:
                 size,
                 self.read_percent,
                 self.seed,
+                self.rate_per_s,
             )
         except ValueError as error:
             raise SetupError("use", where, str(error), "see vscsi bench --help") from error
@@ -77,12 +81,15 @@ def opened(
     *,
     limit: Path | None = None,
     connect: Callable[[str], Hba] = connect,
+    native: bool = True,
+    cpu: int | None = None,
 ) -> Iterator[list[Load]]:
     """Connect paths, and offer a load for each, all with one workload on one range.
 
     units: URL and logical unit number of each. With `limit` the last load is that of bare system
-    calls on the file. connect: what connects a path. Raises SetupError for what cannot be
-    connected, or cannot take the workload. Everything is closed at the end.
+    calls on the file. connect: what connects a path. native: generate it in C where there is a
+    ring. cpu: the one that such a load runs on. Raises SetupError for what cannot be connected, or
+    cannot take the workload. Everything is closed at the end.
     """
     with ExitStack() as stack:
         found = [(url, *unit(stack, url, number, connect)) for url, number in units]
@@ -92,7 +99,8 @@ def opened(
         workload = wish.workload(*min(sizes))
         loads: list[Load] = []
         for url, lun, _ in found:
-            loads.append(stack.enter_context(closing(closed_loop(url, lun, workload))))
+            load = load_on(url, lun, workload, native=native, cpu=cpu)
+            loads.append(stack.enter_context(closing(load)))
         if limit is not None:
             loads.append(stack.enter_context(closing(BareLoop(limit, workload))))
         yield loads
@@ -108,14 +116,27 @@ def unit(stack: ExitStack, url: str, number: int, connect: Callable[[str], Hba])
     return found, capacity.blocks * capacity.block_length
 
 
-def closed_loop(url: str, found: Lun, workload: Workload) -> ClosedLoop:
-    """Return the load on a logical unit; SetupError if it does not take the workload."""
+def load_on(
+    url: str, found: Lun, workload: Workload, *, native: bool = True, cpu: int | None = None
+) -> Load:
+    """Return the load on a logical unit; SetupError if it does not take the workload.
+
+    It is generated in C if there is a ring, and a command is one request on it.
+    """
+    initiator, block_length = found.hba.initiator, found.capacity().block_length
     try:
-        return ClosedLoop(
-            url, found.hba.initiator, found.address, found.capacity().block_length, workload
-        )
+        if native and isinstance(initiator, RingInitiator):
+            try:
+                return NativeLoop(url, initiator, found.address, block_length, workload, cpu=cpu)
+            except TransportError as error:
+                reason = str(error)
+        else:
+            reason = "its load is not generated in C"
+        if workload.rate_per_s is not None:
+            raise SetupError("use", url, reason, "an open loop (--rate) needs a ring")
+        return ClosedLoop(url, initiator, found.address, block_length, workload)
     except ValueError as error:
-        raise SetupError("use", url, str(error), "change --bs or --offset") from error
+        raise SetupError("use", url, str(error), "change --bs, --offset or --pin") from error
     except DomainError as error:
         raise SetupError("use", url, str(error), "name a smaller --bs or --iodepth") from error
 

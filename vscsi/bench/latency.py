@@ -2,8 +2,7 @@
 """Latencies of many operations, in a histogram with three significant digits (HdrHistogram)."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from hdrh.histogram import HdrHistogram
 
@@ -15,7 +14,7 @@ PERCENTILES = {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999}
 
 
 class Latencies:
-    """Counts latencies in ns; a value is known to 1 in 1000, the extremes exactly."""
+    """Counts latencies in ns; a value is kept to 1 in 1000, the extremes exactly."""
 
     def __init__(self) -> None:
         self._histogram = HdrHistogram(1, HIGHEST_NS, DIGITS)
@@ -24,9 +23,9 @@ class Latencies:
         self._sum = 0
         self.count = 0
 
-    def add(self, values_ns: Iterable[int]) -> None:
-        """Count each of many latencies."""
-        for value, times in Counter(values_ns).items():
+    def add(self, counts: Mapping[int, int]) -> None:
+        """Count many latencies: how often each occurred."""
+        for value, times in counts.items():
             self._histogram.record_value(min(max(value, 1), HIGHEST_NS), times)
             self._least = value if self._least is None else min(self._least, value)
             self._most = max(self._most, value)

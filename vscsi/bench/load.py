@@ -5,7 +5,6 @@ A load drives one path with one workload. `vscsi.bench.compare` knows loads alon
 generator, or another kind of path, is another `Load`.
 """
 
-from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +14,6 @@ from vscsi.bench.workload import Workload
 
 Clock = Callable[[], int]
 """Returns nanoseconds from any start, never less than before."""
-
-
-def _latencies() -> "array[int]":
-    return array("Q")
 
 
 @dataclass(slots=True)
@@ -36,9 +31,13 @@ class Run:
     """Most commands that were submitted and not done at a time."""
     on_ring: int | None = None
     """Most requests that were on the ring at a time, up to now; None without a ring."""
-    read_latencies: "array[int]" = field(default_factory=_latencies)
-    write_latencies: "array[int]" = field(default_factory=_latencies)
-    """Submission to completion, of each operation."""
+    read_latencies: Counter[int] = field(default_factory=Counter)
+    write_latencies: Counter[int] = field(default_factory=Counter)
+    """How often each latency was seen: from submission, or when it was due, to completion."""
+    late: int | None = None
+    """Open loop: commands that found no free place when they were due, and were sent later."""
+    unsent: int | None = None
+    """Open loop: commands that were due and had found no place at the end of the run."""
     errors: Counter[str] = field(default_factory=Counter)
     failure: str | None = None
     """Why the path is of no more use; what was counted before holds."""
@@ -46,7 +45,7 @@ class Run:
     @property
     def operations(self) -> int:
         """Commands that ended well."""
-        return len(self.read_latencies) + len(self.write_latencies)
+        return self.read_latencies.total() + self.write_latencies.total()
 
 
 @dataclass(frozen=True, slots=True)

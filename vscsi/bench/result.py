@@ -29,6 +29,12 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(statistics.median(values), min(values), max(values)) if values else None
 
 
+def total(values: Sequence[int | None]) -> int | None:
+    """Return the sum; None of nothing, or where one is not told."""
+    told = [value for value in values if value is not None]
+    return sum(told) if told and len(told) == len(values) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """What one measured run of a path did; counters are differences over that run."""
@@ -39,6 +45,8 @@ class Round:
     errors: int
     elapsed_s: float
     frontend_cpu_ns: int
+    late: int | None
+    unsent: int | None
     counters: Counters
 
     @property
@@ -68,11 +76,13 @@ class PathResult:
         self.rounds.append(
             Round(
                 operations=run.operations,
-                reads=len(run.read_latencies),
-                writes=len(run.write_latencies),
+                reads=run.read_latencies.total(),
+                writes=run.write_latencies.total(),
                 errors=run.errors.total(),
                 elapsed_s=run.elapsed_ns / 1e9,
                 frontend_cpu_ns=run.cpu_ns,
+                late=run.late,
+                unsent=run.unsent,
                 counters=difference(before, after),
             )
         )
@@ -91,8 +101,17 @@ class PathResult:
 
     def total(self, counter: str) -> int | None:
         """Return a counter over all rounds, by its name in Counters; None where it is not told."""
-        values = [getattr(each.counters, counter) for each in self.rounds]
-        return None if not values or None in values else sum(values)
+        return total([getattr(each.counters, counter) for each in self.rounds])
+
+    @property
+    def late(self) -> int | None:
+        """Commands of an open loop that were sent late for want of a place; None in a closed."""
+        return total([each.late for each in self.rounds])
+
+    @property
+    def unsent(self) -> int | None:
+        """Commands of an open loop that were due and never sent; None in a closed one."""
+        return total([each.unsent for each in self.rounds])
 
     @property
     def operations(self) -> int:
@@ -104,20 +123,20 @@ class PathResult:
         """Commands that ended, over all rounds."""
         return self.operations + sum(each.errors for each in self.rounds)
 
-    def per_command(self, total: int | None) -> float | None:
+    def per_command(self, total: float | None) -> float | None:
         """Return a total over all rounds divided by the commands of all rounds."""
         return None if total is None or not self.commands else total / self.commands
 
     @property
     def frontend_cpu_us(self) -> float | None:
         """CPU time of the frontend's threads a command, in us."""
-        return self.per_command(sum(each.frontend_cpu_ns // 1000 for each in self.rounds))
+        return self.per_command(sum(each.frontend_cpu_ns for each in self.rounds) / 1000)
 
     @property
     def backend_cpu_us(self) -> float | None:
         """CPU time of the backend's serving thread a command, in us."""
         total = self.total("backend_cpu_ns")
-        return self.per_command(None if total is None else total // 1000)
+        return self.per_command(None if total is None else total / 1000)
 
     @property
     def effective_depth(self) -> int:
@@ -201,6 +220,8 @@ def path_json(path: PathResult, first: PathResult) -> dict[str, object]:
             "on_ring": path.on_ring,
         },
         "operations": path.operations,
+        "late": path.late,
+        "unsent": path.unsent,
         "reads": path.reads.count,
         "writes": path.writes.count,
         "operations_per_s": rate and rate._asdict(),

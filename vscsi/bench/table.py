@@ -20,6 +20,8 @@ def table(comparison: Comparison) -> Table:
     title = f"{work.mode}, blocks of {work.block_bytes}, depth {work.depth}"
     if work.mode.endswith("rw"):
         title += f", {work.read_percent} % reads"
+    if work.rate_per_s is not None:
+        title += f", {work.rate_per_s:,.10g} commands/s"
     grid = Table(
         title=f"{title}; {comparison.rounds} rounds of "
         f"{comparison.runtime_s / comparison.rounds:g} s a path",
@@ -43,8 +45,9 @@ def table(comparison: Comparison) -> Table:
         ("  least", lambda path: least(path.ratio_to(first), ".2f")),
         ("  most", lambda path: most(path.ratio_to(first), ".2f")),
         *((f"latency {name} us", latency(name)) for name in ("p50", "p90", "p99", "p99.9", "max")),
-        ("frontend CPU us/cmd", lambda path: of_number(path.frontend_cpu_us, ".1f")),
-        ("backend CPU us/cmd", lambda path: of_number(path.backend_cpu_us, ".1f")),
+        ("added latency p50 us", lambda path: of_number(added_us(path, first), "+,.1f")),
+        ("frontend CPU us/cmd", lambda path: of_number(path.frontend_cpu_us, ".2f")),
+        ("backend CPU us/cmd", lambda path: of_number(path.backend_cpu_us, ".2f")),
         ("events/cmd to backend", events("frontend_notifications")),
         ("events/cmd to frontend", events("backend_notifications")),
         ("staged bytes", staged),
@@ -52,6 +55,11 @@ def table(comparison: Comparison) -> Table:
         ("operations", lambda path: f"{path.operations:,}"),
         ("errors", errors),
     ]
+    if work.rate_per_s is not None:
+        rows += [
+            ("late", lambda path: of_number(path.late, ",")),
+            ("unsent", lambda path: of_number(path.unsent, ",")),
+        ]
     for label, cell in rows:
         grid.add_row(label, *(Text(cell(path)) for path in comparison.paths))
     names = dict.fromkeys(
@@ -111,6 +119,12 @@ def latency(name: str) -> Callable[[PathResult], str]:
         return of_number(None if figures is None else figures[name], ",.1f")
 
     return cell
+
+
+def added_us(path: PathResult, first: PathResult) -> float | None:
+    """Return by how much a path's median latency is over the first path's, in us."""
+    mine, theirs = path.all.figures_us(), first.all.figures_us()
+    return None if mine is None or theirs is None else mine["p50"] - theirs["p50"]
 
 
 def events(counter: str) -> Callable[[PathResult], str]:
