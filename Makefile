@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # layout.h is generated from the declarations in vscsi/wire.
 CORE := $(filter-out %/layout.h,$(wildcard vscsi/ring/core/*.[ch]))
-LIMITS := vscsi/bench/figures/limits.c
+C_FILES := $(CORE) $(wildcard vscsi/bench/figures/*.c tests/fuzz/*.[ch] tests/ring/*.c)
 
 .PHONY: help demo test test-lio fuzz figures lint format venv clean
 help: ## what there is to make
@@ -36,12 +36,12 @@ lint: venv ## ruff, mypy --strict, clang-format; the compiler's own warnings are
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CORE) $(LIMITS)
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 format: venv ## rewrite the sources in house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(CORE) $(LIMITS)
+	$(BIN)/clang-format -i $(C_FILES)
 
 venv: $(VENV)/.ready ## the virtual environment in .venv, with the C core built
 

@@ -20,6 +20,7 @@ from vscsi.target.base import (
     Status,
     Task,
 )
+from vscsi.target.task_manager import TaskManager
 from vscsi.transport.export import Export
 from vscsi.transport.hba import TransportError
 from vscsi.wire.cdb import build, named
@@ -292,7 +293,14 @@ def test_a_command_that_the_kernel_keeps_is_answered_in_bounded_time(
 # Task management.
 
 
-def test_aborting_what_runs_waits_for_it_and_drops_it(make_setup, reply):
+def test_aborting_what_runs_waits_for_it_and_drops_it(make_setup, reply, monkeypatch):
+    aborting, original = threading.Event(), TaskManager.abort
+
+    def note(manager, *arguments):
+        original(manager, *arguments)
+        aborting.set()
+
+    monkeypatch.setattr(TaskManager, "abort", note)
     held = Held(reply())
     hba = make_setup(executes({0x35: held}, reply)).hba()
     future = hba.start(LUN, build("SYNCHRONIZE CACHE(10)"))
@@ -304,6 +312,7 @@ def test_aborting_what_runs_waits_for_it_and_drops_it(make_setup, reply):
 
     thread = threading.Thread(target=abort)
     thread.start()
+    assert aborting.wait(HANG_S)
     assert came_to.empty()
     held.end.set()
     assert came_to.get(timeout=HANG_S) is ServiceResponse.FUNCTION_COMPLETE

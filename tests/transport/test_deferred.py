@@ -341,6 +341,17 @@ def test_each_command_that_fails_is_answered_once_with_its_error(held, let_end):
     assert held.ring_end.report()["requests"] == held.ring_end.report()["answers"]
 
 
+def test_what_fails_is_answered_before_the_message_that_waited_for_it(held):
+    """Else a command would be executed after the answer to its abort."""
+    room = held.path.alloc(READ)
+    cdb = build("REQUEST SENSE", allocation_length=18)
+    last = Waiter(held.path, cdb, lun=1, data_in=[room[:18]])
+    held.pipe.fail()
+    assert last.end() is Status.GOOD
+    assert ended(held) == DEPTH
+    held.pipe.restore()
+
+
 def test_a_channel_ends_only_after_what_is_under_way(held):
     """The initiator's memory is written to until then; the server goes on for others."""
     closing = threading.Thread(target=held.hba.close)

@@ -16,9 +16,10 @@ enum {
 struct unit *service_unit(struct service *service, const unsigned char *address) {
     for (size_t i = 0; i < service->places; i++) {
         struct place *place = &service->place[i];
-        if (!memcmp(place->address, address, sizeof place->address))
-            return atomic_load_explicit(&place->attention, memory_order_acquire) ? NULL
-                                                                                 : place->unit;
+        if (memcmp(place->address, address, sizeof place->address))
+            continue;
+        service->opened = atomic_load(&place->unit->gate->opened); /* before all that it guards */
+        return atomic_load(&place->attention) ? NULL : place->unit;
     }
     return NULL;
 }
@@ -44,8 +45,9 @@ static void leave(struct service *service) {
 }
 
 /*
- * Enter a unit; false while its gate is closed. We stay until `leave`, through a batch: what orders
- * memory at a gate waits for every line that we have written to.
+ * Enter a unit; false while its gate is closed, or if it was since the command was read: what that
+ * was checked against may have changed. We stay until `leave`, through a batch: what orders memory
+ * at a gate waits for every line that we have written to.
  */
 static bool enter(struct service *service, struct unit *unit) {
     if (service->inside == unit)
@@ -54,7 +56,7 @@ static bool enter(struct service *service, struct unit *unit) {
     if (!unit_enter(unit))
         return false;
     service->inside = unit;
-    return true;
+    return atomic_load(&unit->gate->opened) == service->opened;
 }
 
 /* Count what is answered as of now. */
@@ -246,6 +248,20 @@ static enum service_event hand_up_failed(struct service *service) {
     return SERVICE_MESSAGE;
 }
 
+/* Keep the message at hand until what came before it has been handed up. */
+static void hold(struct service *service) {
+    memcpy(service->held_slot, service->slot, service->slot_bytes);
+    service->held_shown = service->shown;
+    service->held = true;
+}
+
+static enum service_event take_held(struct service *service) {
+    memcpy(service->slot, service->held_slot, service->slot_bytes);
+    service->shown = service->held_shown;
+    service->held = false;
+    return SERVICE_MESSAGE;
+}
+
 /* Watch the ring for a while; whether something has come. */
 static bool watch(struct service *service) {
     uint64_t until = 0;
@@ -320,6 +336,8 @@ static enum service_event serve(struct service *service, bool native) {
             drain(service);
             return hand_up_failed(service);
         }
+        if (service->held)
+            return take_held(service);
         struct command *command = service->command;
         if (!command) {
             wait_for_later(service);
@@ -331,8 +349,13 @@ static enum service_event serve(struct service *service, bool native) {
             return SERVICE_BROKEN;
         if (waiting) {
             enum execution execution = take(service, waiting, native);
-            if (execution == HANDED_UP)
-                return SERVICE_MESSAGE;
+            if (execution == HANDED_UP) {
+                drain(service);
+                if (!service->failed)
+                    return SERVICE_MESSAGE;
+                hold(service); /* what failed came first */
+                continue;
+            }
             unpublished += execution == ANSWERED;
         } else {
             leave(service);

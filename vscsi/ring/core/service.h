@@ -56,6 +56,7 @@ struct service {
     uint32_t batch, position; /* how many; those before the one at hand */
     bool shown;               /* the slot at hand, to the tap */
     struct unit *inside;      /* whose gate we have passed, or NULL */
+    uint32_t opened;          /* how often the gate of the addressed unit was, before the look */
     bool counting;            /* into the histograms: always, unless their cost is being measured */
     struct service_histograms histograms;
     struct answered answered[SERVICE_ANSWERED];
@@ -71,6 +72,9 @@ struct service {
     struct command *command;              /* for the slot at hand; NULL: all are under way */
     struct command *unused;               /* in a row */
     struct command *failed, **failed_end; /* in a row: Python's, once nothing is under way */
+    /* A message that waits for those. */
+    bool held, held_shown;
+    unsigned char held_slot[RING_MAX_SLOT];
     struct later later;
 };
 

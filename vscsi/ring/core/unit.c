@@ -32,4 +32,7 @@ void unit_close(struct unit *unit) {
     pthread_mutex_unlock(&gate->lock);
 }
 
-void unit_open(struct unit *unit) { atomic_fetch_sub(&unit->gate->closed, 1); }
+void unit_open(struct unit *unit) {
+    atomic_fetch_add(&unit->gate->opened, 1);
+    atomic_fetch_sub(&unit->gate->closed, 1);
+}

@@ -27,6 +27,7 @@ enum {
 struct gate {
     _Atomic uint32_t closed; /* how many keep it closed */
     _Atomic uint32_t inside; /* commands that are being executed behind it */
+    _Atomic uint32_t opened; /* how often it was; before that what is behind it may change */
     pthread_mutex_t lock;
     pthread_cond_t empty;
 };
