@@ -193,7 +193,7 @@ def qemu(kernel: Kernel, initramfs: Path, console: Path, results: Path) -> list[
     shares = {"host": "path=/,readonly=on", "results": f"path={escaped(results)}"}
     arguments = [
         *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max"),
-        *("-smp", "2", "-m", "1G", "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-smp", "2", "-m", "2G", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-no-reboot", "-kernel", str(kernel.vmlinux), "-initrd", str(initramfs)),
         *("-append", KERNEL_ARGUMENTS, "-chardev", f"file,id=console,path={escaped(console)}"),
         *("-serial", "chardev:console", "-device", "virtio-rng-pci"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol as Interface
 
 from vscsi.ring import tap_packets
-from vscsi.transport.tap import RingPath
+from vscsi.transport.tap import NICENESS, RingPath
 from vscsi.wire import pcapng
 from vscsi.wire.record import Protocol
 
@@ -166,6 +166,7 @@ class CaptureWriter:
         self._thread.join()
 
     def _run(self, application: str) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             self._write(pcapng.section(application))
             while batch := self._take():

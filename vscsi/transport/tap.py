@@ -5,6 +5,7 @@ Each ring has a byte ring of its own (`vscsi.ring.Tap`) that its thread fills wi
 what finds no room there is counted. One thread takes what is in them to the listeners.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ TAP_BYTES = 4 << 20
 """Of each ring's tap: some 20,000 messages."""
 PERIOD_S = 0.005
 """How often the taps are emptied; ringing somebody's bell would cost the ring's thread."""
+NICENESS = 10
+"""Of the threads that take and write what crosses: where a CPU is short, the rings come first."""
 _TAKEN_BYTES = 1 << 20
 """At a time, of one ring."""
 
@@ -120,6 +123,7 @@ class TapSwitch:
         return thread
 
     def _run(self, end: threading.Event) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while not end.wait(PERIOD_S):
             self.flush()
 
