@@ -228,7 +228,7 @@ def latencies(told: tuple[int, int, list[tuple[int, int]]]) -> Counter[int]:
 
 @contextmanager
 def pinned(cpu: int | None) -> Iterator[None]:
-    """Keep this thread on a CPU; on none in particular for None."""
+    """Keep this thread, and processes that it starts meanwhile, on a CPU; on any for None."""
     if cpu is None:
         yield
         return

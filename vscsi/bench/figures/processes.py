@@ -9,26 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vscsi.bench.figures.figure import UnmeasurableError
+from vscsi.bench.native_loop import pinned
 
 END_TIMEOUT_S = 60.0
-
-
-@contextmanager
-def on_cpu(cpu: int) -> Iterator[None]:
-    """Have this thread on one CPU; processes that it starts meanwhile stay there."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 @contextmanager
 def serving(arguments: Sequence[str], log: Path, cpu: int) -> Iterator[None]:
     """Have a `vscsi serve` with these arguments on one CPU; UnmeasurableError if it won't."""
     reading, writing = os.pipe()
-    with log.open("wb") as out, on_cpu(cpu):
+    with log.open("wb") as out, pinned(cpu):
         server = subprocess.Popen(
             [sys.executable, "-m", "vscsi", "serve", *arguments, "--ready-fd", str(writing)],
             stdout=out, stderr=out, pass_fds=[writing],

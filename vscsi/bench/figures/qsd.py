@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vscsi.bench.figures.figure import Measured, UnmeasurableError
-from vscsi.bench.figures.processes import on_cpu
+from vscsi.bench.native_loop import pinned
 from vscsi.wire.errors import SetupError
 
 START_S = 10.0
@@ -39,7 +39,7 @@ class Qsd:
             "--rw=randread", "--bs=4k", f"--iodepth={self.depth}", f"--size={self.size_bytes}",
             "--time_based", f"--runtime={round(duration_s * 1000)}ms", "--output-format=json",
         ]  # fmt: skip
-        with on_cpu(self.cpu):
+        with pinned(self.cpu):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UnmeasurableError(f"fio: {done.stderr.strip() or done.stdout.strip()}")
@@ -61,7 +61,7 @@ def storage_daemon(file: Path, cpu: int) -> Iterator[Path]:
             "--nbd-server", f"addr.type=unix,addr.path={socket}",
             "--export", "type=nbd,id=disk,node-name=disk,name=disk,writable=off",
         ]  # fmt: skip
-        with on_cpu(cpu):
+        with pinned(cpu):
             daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
             deadline = time.monotonic() + START_S
