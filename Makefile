@@ -49,7 +49,7 @@ $(VENV)/.ready: pyproject.toml setup.py $(CORE) $(wildcard vscsi/wire/*.py)
 	@sh scripts/packages.sh build
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[test,lint]"
+	$(BIN)/python -m pip install --quiet -e ".[analysis,metrics,spark,test,lint]"
 	@touch $@
 
 clean: ## remove what was built here

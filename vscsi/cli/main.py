@@ -26,7 +26,10 @@ VERBS = {
     "hba": "give this machine's kernel a disk over any path",
     "lio": "make units of the kernel's own SCSI target",
     "bench": "one workload over several paths",
-    "capture": "record what crosses the rings, and show it",
+    "capture": "record what crosses the rings, show it, convert it",
+    "analyze": "what a capture says: tables, histograms, a report",
+    "top": "what crosses the rings, live",
+    "replay": "send a capture's commands again",
     "doctor": "what this machine offers, and how to get the rest",
 }
 """Verb and help line; each lives in a module of its name, as a click command of that name."""

@@ -18,7 +18,7 @@ TAP_BYTES = 4 << 20
 """Of each ring's tap: some 20,000 messages."""
 PERIOD_S = 0.005
 """How often the taps are emptied; ringing somebody's bell would cost the ring's thread."""
-NICENESS = 10
+NICENESS = 19
 """Of the threads that take and write what crosses: where a CPU is short, the rings come first."""
 _TAKEN_BYTES = 1 << 20
 """At a time, of one ring."""
