@@ -266,13 +266,33 @@ def test_features_that_are_no_number_are_refused(value):
         negotiate.feature(peer(feature_discard=value), "feature-discard")
 
 
-def test_one_queue_is_the_default_and_all_that_is_served():
-    assert negotiate.accept_queues(peer()) == 1
-    assert negotiate.accept_queues(peer(multi_queue_num_queues="1")) == 1
-    assert negotiate.accept_queues(peer(multi_queue_num_queues="4"), maximum=4) == 4
-    for value in ("0", "2", "x"):
+def test_one_queue_is_the_default_and_no_more_than_offered_are_taken():
+    assert negotiate.accept_queues(peer(), 4) == 1
+    assert negotiate.accept_queues(peer(multi_queue_num_queues="4"), 4) == 4
+    for value in ("0", "5", "x"):
         with pytest.raises(WireError, match="multi-queue-num-queues"):
-            negotiate.accept_queues(peer(multi_queue_num_queues=value))
+            negotiate.accept_queues(peer(multi_queue_num_queues=value), 4)
+
+
+def test_a_frontend_takes_as_many_queues_as_there_are():
+    assert negotiate.choose_queues(peer(), 4) == 1
+    assert negotiate.choose_queues(peer(multi_queue_max_queues="2"), 4) == 2
+    assert negotiate.choose_queues(peer(multi_queue_max_queues="8"), 4) == 4
+
+
+def test_each_queue_has_its_rings_and_its_event_channel_and_shares_the_rest():
+    """Read back by a Reader of each, and what has changed since is noticed (io/blkif.h)."""
+    keys = [{"ring-ref0": f"{n}0", "event-channel": f"{n}1", "protocol": "p"} for n in (4, 5)]
+    said = negotiate.chosen_queues_keys(keys)
+    assert said["queue-1/ring-ref0"] == "50"
+    directory = Directory(said)
+    device = Reader(directory, "/peer")
+    for number, own in enumerate(keys):
+        queue = device.queue(number)
+        assert {key: queue.text(key) for key in own} == own
+    assert not device.changed(directory)
+    assert device.changed(Directory({**said, "queue-1/event-channel": "9"}))
+    assert negotiate.chosen_queues_keys(keys[:1]) == {**keys[0], "multi-queue-num-queues": None}
 
 
 def test_protocol_defaults_to_what_the_backend_documents():

@@ -14,6 +14,7 @@ from typing import Any
 from tests.fuzz.targets import CORPUS, PROTOCOLS
 from vscsi.wire import blkif, cdb, vscsiif
 from vscsi.wire.lun import encode
+from vscsi.wire.record import Protocol
 from vscsi.wire.srp import IuType, MemoryDescriptor, build_iu, cdb_fields
 from vscsi.wire.srp_ring import SlotFormat, build_slot
 
@@ -324,7 +325,58 @@ def other_inputs() -> dict[str, dict[str, bytes]]:
         "regions": {"calls": regions + calls},
         "ring": ring,
         "grants": {"calls": granted},
+        "filter": filter_inputs(),
     }
+
+
+def filter_inputs() -> dict[str, bytes]:
+    """Return commands with their answers, for each kind of condition, on each kind of ring."""
+
+    def entry(to_initiator: bool, message: bytes, descriptors: bytes = b"") -> bytes:
+        sizes = bytes([to_initiator, len(message)]), bytes([len(descriptors)])
+        return sizes[0] + message + sizes[1] + descriptors
+
+    def ring(protocol: int, layout: int, *entries: bytes) -> dict[str, bytes]:
+        name = Protocol(protocol).name.lower() + str(layout or "")
+        conditions = {"lun": 1, "opcode": 2, "lba": 4, "status": 8, "error": 24, "all": 31}
+        return {
+            f"{name}-{word}": struct.pack("<BBBBBHHB", protocol, layout, bits, 0, opcode, 2, 4, 2)
+            + b"".join(entries)
+            for word, bits in conditions.items()
+        }
+
+    read, ready = (cdb.build("READ(10)", lba=3, blocks=2), bytes(6))
+    opcode = read[0]
+    units = [(1, read, 0), (2, ready, 2), (3, read, 2)]
+    answers = [build_iu(IuType.RSP, tag=tag, status=status) for tag, _, status in units]
+    commands = [build_iu(IuType.CMD, tag=tag, **cdb_fields(command)) for tag, command, _ in units]
+    inputs = ring(
+        Protocol.SRP,
+        0,
+        *(entry(False, build_slot(SlotFormat.SRP, unit)) for unit in commands),
+        *(entry(True, build_slot(SlotFormat.SRP, unit)) for unit in answers),
+    )
+    inputs |= ring(
+        Protocol.VSCSIIF,
+        0,
+        *(entry(False, vscsiif.build_request(rqid=tag, cdb=data)) for tag, data, _ in units),
+        *(entry(True, vscsiif.build_response(rqid=tag, rslt=code)) for tag, _, code in units),
+    )
+    opcode = blkif.Operation.WRITE
+    for code, layout in ((1, blkif.X86_64), (2, blkif.X86_32)):
+        segments = [{"gref": 1, "first_sect": 0, "last_sect": 7}]
+        fields = {"id": 5, "sector_number": 3, "nr_segments": 1}
+        indirect = {**fields, "indirect_op": 1, "indirect_grefs": [1] * 8}
+        inputs |= ring(
+            Protocol.BLKIF,
+            code,
+            entry(False, layout.build_request(1, **fields, segments=segments)),
+            entry(True, layout.build_response(id=5, operation=1, status=-1)),
+            entry(False, layout.build_request(6, **indirect), blkif.build_segments(segments)),
+            entry(False, layout.build_request(5, id=6, sector_number=9, nr_sectors=1)),
+            entry(True, layout.build_response(id=6, operation=5, status=0)),
+        )
+    return inputs
 
 
 def all_inputs() -> dict[str, dict[str, bytes]]:

@@ -56,6 +56,7 @@ TARGETS = [
     Target("regions", "regions", 10_000),
     Target("ring", "ring", 15_000),
     Target("grants", "grants", 15_000),
+    Target("filter", "filter", 10_000),
     *(
         Target(f"decode_{name}", "decode", 15_000, (f"-DPROTOCOL={name.upper()}",), hooked=True)
         for name in PROTOCOLS

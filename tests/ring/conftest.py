@@ -18,7 +18,7 @@ PARTS = {
     "load_loop": ("ring", "grant", "load", "load_protocols"),
     "histogram": (),
     "deferred": (
-        *("service", "srp", "regions", "command", "later", "unit", "tap"),
+        *("service", "srp", "regions", "command", "later", "unit", "tap", "xxh64"),
         *("ring", "store", "transfer", "guard", "sg"),
     ),
 }

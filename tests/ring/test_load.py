@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The load in C against a backend that the test plays: what it sends, believes and hands up."""
 
+import itertools
 import os
 import struct
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle
 
 import pytest
 
@@ -190,6 +193,42 @@ def test_the_operations_are_the_workloads_and_each_is_counted_once(
     assert (counts(load.reads), counts(load.writes)) == (250 - writes, writes)
     assert (load.commands, load.outstanding, load.most_outstanding) == (250, 0, DEPTH)
     assert load.room == DEPTH
+
+
+@pytest.mark.parametrize("protocol", ["srp", "vscsiif"])
+def test_a_list_of_operations_is_gone_through_over_and_over(bed, protocol: str) -> None:
+    each = bed(protocol, WORK)
+    wanted = [(True, 7), (False, 99), (False, 0), (True, 3), (True, 3), (False, 50)]
+    for _ in range(2):  # from the first on, and from the first place on, in each run
+        each.load.begin(
+            duration_ns=UNLIMITED,
+            commands=20,
+            operations=array("Q", [block << 1 | write for write, block in wanted]),
+        )
+        each.load.room = DEPTH
+        future = each.run()
+        first = each.take(DEPTH)
+        assert [place for place, _, _ in first] == list(range(DEPTH))
+        for place in (2, 0, 3, 1):
+            each.answer(place)
+        taken = first + each.serve(20 - DEPTH)
+        assert future.result(HANG_S) is None
+        assert [request[1:] for request in taken] == [
+            (write, 8192 + 4096 * block) for write, block in itertools.islice(cycle(wanted), 20)
+        ]
+    each.begin(commands=1)  # without one the workload is itself again
+    future = each.run()
+    assert each.serve(1)[0][1:] == next(WORK.operations())
+    assert future.result(HANG_S) is None
+
+
+@pytest.mark.parametrize("operations", [b"", b"1234567", array("I", [1])])
+def test_what_is_no_list_of_operations_is_refused(bed, operations: object) -> None:
+    load = bed("srp", WORK).load
+    with pytest.raises(ValueError, match="64-bit"):
+        load.begin(duration_ns=1, commands=1, operations=operations)
+    with pytest.raises(TypeError):
+        load.begin(duration_ns=1, commands=1, operations=[2, 3])
 
 
 def test_a_page_is_granted_while_its_command_is_outstanding_and_only_then(bed) -> None:

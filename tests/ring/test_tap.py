@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from vscsi.ring import Tap, tap_packets
 from vscsi.wire import pcapng
 from vscsi.wire.pcapng import HEAD_SIZE, LITTLE
-from vscsi.wire.record import LayoutCode, Protocol, Way, build_record
+from vscsi.wire.record import LayoutCode, PayloadKind, Protocol, Way, build_record
 
 SIZE = 1 << 13
+HEADER_BYTES = len(build_record(protocol=Protocol.SRP))
 PATH = {
     "interface": 3,
     "clock_offset_ns": 1_700_000_000_000_000_000,
@@ -22,6 +23,8 @@ PATH = {
     "domain": 7,
     "device": 2,
     "queue": 1,
+    "payload_kind": PayloadKind.NONE,
+    "payload_bytes": 0,
 }
 MESSAGES = st.tuples(
     st.sampled_from(Way),
@@ -119,7 +122,7 @@ def test_a_producer_and_a_consumer_at_the_same_time():
         while blocks:
             _, length = pcapng.parse_head(LITTLE, blocks[:HEAD_SIZE])
             found = pcapng.parse_packet(LITTLE, blocks[HEAD_SIZE : length - 4])
-            message = found.data[20:]
+            message = found.data[HEADER_BYTES:]
             at = int.from_bytes(message[:4], "little")
             assert message == message[:4] * (1 + at % 50)
             lost += found.lost

@@ -174,6 +174,9 @@ class Server:
         self.export.start()
 
     def connect(self, kind, options=""):
+        """Connect a path; its options may also come with its kind, as in srp?queues=2."""
+        kind, mark, own = kind.partition("?")
+        options = options or mark + own
         return vscsi.connect(f"{kind}:{self.directory}{options}")
 
     def guest(self, domain):
@@ -181,7 +184,8 @@ class Server:
 
     def end(self, domain, kind):
         """Return a domain's (first) backend end of a kind."""
-        return next(each.end for each in self.guest(domain).devices if each.device.kind == kind)
+        devices = self.guest(domain).devices
+        return next(each.queues.ends[0] for each in devices if each.device.kind == kind)
 
     def mapped(self, domain):
         return self.guest(domain).peer.grants.mapped

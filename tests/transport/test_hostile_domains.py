@@ -324,7 +324,7 @@ def test_a_frontend_that_is_killed_leaves_nothing(
     server.store.release()
     guest.join()
     assert guest.peer.grants.mapped == 0
-    assert not any(served.end.in_flight for served in guest.devices)
+    assert not any(end.in_flight for served in guest.devices for end in served.queues.ends)
     store = server.export.host.store
     assert str(domain) not in store.directory("/local/domain")
     for kind in ("vsrp", "vscsi", "vbd"):

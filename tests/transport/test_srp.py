@@ -93,7 +93,7 @@ def test_a_login_grants_the_request_limit_and_echoes_the_tag(raw, server):
         ({"target_port_id": b"somebody else's."}, LoginRejectReason.UNABLE_TO_ASSOCIATE_CHANNEL),
         ({"required_buffer_formats": 0}, LoginRejectReason.UNSUPPORTED_BUFFER_FORMAT),
         ({"required_buffer_formats": 0x0E}, LoginRejectReason.UNSUPPORTED_BUFFER_FORMAT),
-        ({"flags": 1}, LoginRejectReason.MULTI_CHANNEL_UNSUPPORTED),
+        ({"flags": 2}, LoginRejectReason.MULTI_CHANNEL_UNSUPPORTED),
     ],
 )
 def test_a_rejected_login_says_why_and_what_would_do(raw, fields, reason):

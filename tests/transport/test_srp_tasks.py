@@ -256,7 +256,7 @@ def test_an_answer_to_no_request_ends_the_channel(account, kind):
 def second_channel(account, server, raw):
     """A second SRP device of the same domain, which may log in as the same initiator port."""
     guest = server.guest(account.channel.domain)
-    guest._serve(VSRP, 1, SrpBackend(guest.peer, 1, server.export.tap, server.export.port), {})
+    guest._serve(VSRP, 1, [SrpBackend(guest.peer, 1, server.export.tap, server.export.port)], {})
     return raw("srp", handle=1, guest=account.channel.guest).connect()
 
 

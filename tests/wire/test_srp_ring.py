@@ -89,26 +89,29 @@ def test_record_layout():
         queue=0x0506,
         in_flight=0x0708,
         ring_index=0x090A0B0C,
+        data_length=0x0D0E0F10,
+        payload_kind=record.PayloadKind.HEAD,
         message=b"abc",
         segments=b"rest",
+        payload=b"data",
     )
-    assert data.hex() == "01030102" "0201" "0403" "0605" "0807" "0c0b0a09" "03000000" + (
-        b"abcrest".hex()
+    assert data.hex() == "02030102" "0201" "0403" "0605" "0807" "0c0b0a09" "0300" "0400" + (
+        "100f0e0d" "01000000" + b"abcrestdata".hex()
     )  # fmt: skip
     parsed = record.parse_record(data)
-    assert (parsed.message, parsed.segments) == (b"abc", b"rest")
+    assert (parsed.message, parsed.segments, parsed.payload) == (b"abc", b"rest", b"data")
 
 
 def test_records_that_are_refused():
     data = record.build_record(protocol=1, message=b"abc")
     with pytest.raises(WireError, match="capture record"):
-        record.parse_record(b"\x02" + data[1:])
+        record.parse_record(b"\x01" + data[1:])
     with pytest.raises(WireError, match="capture record"):
         record.parse_record(data[:-1])
 
 
-@given(st.binary(max_size=300), st.binary(max_size=64), st.integers(0, (1 << 32) - 1))
-def test_records_come_back_as_they_were(message, segments, index):
-    data = record.build_record(protocol=1, message=message, segments=segments, ring_index=index)
+@given(st.binary(max_size=300), st.binary(max_size=64), st.binary(max_size=64))
+def test_records_come_back_as_they_were(message, segments, payload):
+    data = record.build_record(protocol=1, message=message, segments=segments, payload=payload)
     parsed = record.parse_record(data)
-    assert (parsed.message, parsed.segments, parsed.ring_index) == (message, segments, index)
+    assert (parsed.message, parsed.segments, parsed.payload) == (message, segments, payload)

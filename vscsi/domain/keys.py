@@ -15,6 +15,7 @@ NAMES_LIMIT = 256
 TRANSACTION_TRIES = 16
 _U32_MAX = 0xFFFF_FFFF
 _DECIMAL = re.compile(r"[0-9]{1,20}")
+_OF_A_QUEUE = re.compile(r"(response-)?ring-ref[0-9]*|event-channel")
 
 
 class XenbusState(IntEnum):
@@ -91,17 +92,33 @@ class Reader:
         self._operations = operations
         self._values: dict[str, str | None] = {}
 
+    def queue(self, number: int) -> "Reader":
+        """Return a Reader of one of a device's queues (io/blkif.h, multi-queue).
+
+        Rings and event channel are the queue's, all other keys the device's. What either has read
+        counts as read by both.
+        """
+        return _QueueReader(self, number)
+
+    def _name(self, key: str) -> str:
+        """Return what a key is called below `path`."""
+        return key
+
+    def _at(self, key: str) -> str:
+        return f"{self.path}/{self._name(key)}"
+
     def _value(self, key: str) -> str | None:
-        if key not in self._values:
+        name = self._name(key)
+        if name not in self._values:
             try:
-                self._values[key] = fetch(self._operations, f"{self.path}/{key}")
+                self._values[name] = fetch(self._operations, self._at(key))
             except WireError as error:
-                raise WireError(f"{self.path}/{key}: {error}") from error
+                raise WireError(f"{self._at(key)}: {error}") from error
             except StoreError as error:
                 if error.code != "EACCES":
                     raise
-                raise WireError(f"{self.path}/{key} may not be read") from error
-        return self._values[key]
+                raise WireError(f"{self._at(key)} may not be read") from error
+        return self._values[name]
 
     def has(self, key: str) -> bool:
         """Tell whether the key is there."""
@@ -112,10 +129,10 @@ class Reader:
         value = self._value(key)
         if value is None:
             if default is None:
-                raise WireError(f"{self.path}/{key} is missing")
+                raise WireError(f"{self._at(key)} is missing")
             return default
         if len(value) > TEXT_LIMIT:
-            raise WireError(f"{self.path}/{key} has {len(value)} characters")
+            raise WireError(f"{self._at(key)} has {len(value)} characters")
         return value
 
     def number(
@@ -130,23 +147,23 @@ class Reader:
             return default
         text = self.text(key)
         if not _DECIMAL.fullmatch(text):
-            raise WireError(f"{self.path}/{key} is no decimal number: {text[:32]!a}")
+            raise WireError(f"{self._at(key)} is no decimal number: {text[:32]!a}")
         if not low <= int(text) <= high:
-            raise WireError(f"{self.path}/{key} is {text}, not in {low} to {high}")
+            raise WireError(f"{self._at(key)} is {text}, not in {low} to {high}")
         return int(text)
 
     def names(self, key: str) -> list[str]:
         """Return the names below a key, sorted; none if it is absent."""
         try:
-            names = self._operations.directory(f"{self.path}/{key}")
+            names = self._operations.directory(self._at(key))
         except StoreError as error:
             if error.code == "ENOENT":
                 return []
             if error.code == "EACCES":
-                raise WireError(f"{self.path}/{key} may not be listed") from error
+                raise WireError(f"{self._at(key)} may not be listed") from error
             raise
         if len(names) > NAMES_LIMIT:
-            raise WireError(f"{self.path}/{key} has {len(names)} entries")
+            raise WireError(f"{self._at(key)} has {len(names)} entries")
         return sorted(names)
 
     def changed(self, operations: StoreOperations, *, but: str = "") -> bool:
@@ -156,3 +173,18 @@ class Reader:
             for key, value in self._values.items()
             if key != but
         )
+
+
+def queue_key(number: int, key: str) -> str:
+    """Return what a key of a device with several queues is called for one of them."""
+    return f"queue-{number}/{key}" if _OF_A_QUEUE.fullmatch(key) else key
+
+
+class _QueueReader(Reader):
+    def __init__(self, device: Reader, number: int) -> None:
+        super().__init__(device._operations, device.path)
+        self._values = device._values
+        self._number = number
+
+    def _name(self, key: str) -> str:
+        return queue_key(self._number, key)

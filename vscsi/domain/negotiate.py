@@ -20,7 +20,7 @@ from typing import Self
 
 from vscsi.domain.base import PAGE_SIZE
 from vscsi.domain.half import Keys
-from vscsi.domain.keys import Reader
+from vscsi.domain.keys import Reader, queue_key
 from vscsi.wire.errors import WireError
 
 MAX_RING_PAGES = 16
@@ -183,9 +183,32 @@ def feature(peer: Reader, key: str) -> bool:
     return peer.number(key, 0) != 0
 
 
-def accept_queues(frontend: Reader, maximum: int = 1) -> int:
+# Queues. With more than one, each has its rings and event channel below `queue-%u`.
+
+
+def queues_keys(maximum: int) -> Keys:
+    """Return what a backend publishes to take up to `maximum` queues."""
+    return {"multi-queue-max-queues": str(maximum)}
+
+
+def accept_queues(frontend: Reader, maximum: int) -> int:
     """Return the number of queues, 1 by default; 0 or too many is refused, as Linux does."""
     return frontend.number("multi-queue-num-queues", 1, 1, maximum)
+
+
+def choose_queues(backend: Reader, wish: int) -> int:
+    """Return the number of queues: our wish, or what the backend takes."""
+    return min(wish, backend.number("multi-queue-max-queues", 1, 1))
+
+
+def chosen_queues_keys(queues: Sequence[Keys]) -> Keys:
+    """Return what a frontend publishes for its queues, given each one's own keys."""
+    if len(queues) == 1:
+        return {**queues[0], "multi-queue-num-queues": None}
+    keys: dict[str, str | None] = {"multi-queue-num-queues": str(len(queues))}
+    for number, own in enumerate(queues):
+        keys |= {queue_key(number, key): value for key, value in own.items()}
+    return keys
 
 
 def accept_protocol(frontend: Reader, default: str, known: Sequence[str] = (X86_64, X86_32)) -> str:

@@ -5,6 +5,28 @@ Ring indices and grant flags are touched by the C core (`core/`, built as `_core
 emits neither barriers nor compare-and-swap. Nothing here knows what a slot means.
 """
 
-from vscsi.ring._core import GrantAccess, Load, RingEnd, Service, Store, Tap, Unit, tap_packets
+from vscsi.ring._core import (
+    GrantAccess,
+    Load,
+    RingEnd,
+    Service,
+    Store,
+    Tally,
+    Tap,
+    TapFilter,
+    Unit,
+    tap_packets,
+)
 
-__all__ = ["GrantAccess", "Load", "RingEnd", "Service", "Store", "Tap", "Unit", "tap_packets"]
+__all__ = [
+    "GrantAccess",
+    "Load",
+    "RingEnd",
+    "Service",
+    "Store",
+    "Tally",
+    "Tap",
+    "TapFilter",
+    "Unit",
+    "tap_packets",
+]

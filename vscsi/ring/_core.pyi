@@ -231,6 +231,8 @@ class Tap:
     """Whether somebody listens; any thread."""
     dropped: int
     """Messages that found no room."""
+    wanted: tuple[int, bool]
+    """What is kept of commands' data: how many first bytes, and whether a hash; any thread."""
 
     def __new__(cls, size: int) -> Tap:
         """size: bytes, a power of two from 8192 on."""
@@ -243,13 +245,96 @@ class Tap:
         in_flight: int,
         message: ReadableBuffer,
         descriptors: ReadableBuffer,
+        data: ReadableBuffer = b"",
     ) -> None:
-        """Show a message, or drop it. time_ns: of the monotonic clock."""
+        """Show a message, or drop it. time_ns: of the monotonic clock.
+
+        data: what `data` has returned. ValueError for a message or descriptors beyond 65,535 bytes.
+        """
+
+    def data(
+        self, segments: Sequence[ReadableBuffer], length: int, parameters: bool = False
+    ) -> bytes:
+        """Return what is wanted of the first `length` bytes of segments, for `put`; any thread.
+
+        Empty if nothing is. parameters: it is a parameter list, which is kept in any case. The
+        segments, a peer's memory perhaps, are read once.
+        """
 
     def take(self, room: int, /) -> tuple[bytes, int]:
         """Return entries (for `tap_packets`) of at most `room` bytes, and how many they are.
 
-        8192 bytes hold one in any case.
+        196,608 bytes hold one in any case.
+        """
+
+@final
+class TapFilter:
+    """Keeps the entries of one ring's tap that meet rules (filter.h); one thread at a time."""
+
+    left_out: int
+    """Messages that were not kept."""
+
+    def __new__(
+        cls,
+        protocol: int,
+        layout: int,
+        *,
+        luns: Sequence[int] | None,
+        opcodes: Sequence[int] | None,
+        operations: int,
+        lba: tuple[int, int] | None,
+        statuses: Sequence[int] | None,
+        failed: bool,
+    ) -> TapFilter:
+        """Keep commands that meet each condition that is not None, and their answers.
+
+        opcodes: each opcode << 24 | service action, or 1 << 16 for whichever it has. operations:
+        those of blkif, a bit each, for which opcodes stand there. lba: first and last. failed:
+        beside a status of `statuses`, what was not executed or has no answer. ValueError for more
+        than 64 logical units or opcodes.
+        """
+
+    def take(self, entries: ReadableBuffer, /) -> tuple[bytes, int]:
+        """Return the entries that are kept, and how many; ValueError for what no tap returned.
+
+        With `statuses` a command, and what came after it, waits here for its answer (at most 4 MiB
+        of entries, 4096 commands; those beyond that are taken for unanswered).
+        """
+
+    def end(self) -> tuple[bytes, int]:
+        """Return what waits, all of it unanswered."""
+
+@final
+class Tally:
+    """What was answered of one logical unit's commands over one ring (tally.h).
+
+    One thread at a time adds, any reads.
+    """
+
+    def __new__(cls, row_of: bytes, rows: int) -> Tally:
+        """row_of: for each of 256 opcodes (blkif: operations) the row that it is counted in.
+
+        rows: at most 256.
+        """
+
+    def add(self, row: int, now_ns: int, latency_ns: int, length: int, /) -> None:
+        """Count a command; ValueError if there is no such row.
+
+        now_ns: of the monotonic clock. length: bytes.
+        """
+
+    def read(self) -> list[tuple[int, tuple[int, ...], tuple[int, ...], int, int, int]]:
+        """Return the rows that have counts.
+
+        Each is its number, counts by latency and by size in buckets (see `bounds`), the sum of
+        latencies in ns, that of sizes in bytes, and the greatest latency of the last minute.
+        """
+
+    @staticmethod
+    def bounds() -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the buckets' bounds, which belong to them: latencies in ns, sizes in bytes.
+
+        One more bucket is for what is beyond the last one.
         """
 
 @final
@@ -272,6 +357,12 @@ class Service:
     """Whether it has been put into the tap (a command that failed here)."""
     counting: bool
     """Whether histograms are kept: at first they are. Set it before `run` alone."""
+    others: int
+    """Commands that Python has under way; set it before `run` alone."""
+    in_flight: int
+    """Commands on the ring, under way here, or Python's, when we looked last; any thread."""
+    most_in_flight: int
+    """The most of those in the last minute; any thread."""
     histograms: dict[str, tuple[Counts, Counts]]
     """Latency (ns; from when it was seen until its answer was shown) and size (bytes) of what was
     executed in C, by operation ("read", ...)."""
@@ -313,8 +404,10 @@ class Service:
     def unstall(self) -> None:
         """Let a notification go on that the peer has stalled by filling its eventfd."""
 
-    def put_unit(self, address: bytes, unit: Unit) -> None:
+    def put_unit(self, address: bytes, unit: Unit, tally: Tally) -> None:
         """Execute commands for an address (8 bytes, as the protocol has it) on a unit.
+
+        tally: where they are counted; nobody else may add there while the service runs.
 
         Only once `set_attention` has said that nothing is to be told first.
         """
@@ -405,10 +498,15 @@ class Load:
         were for as long as a command of the place is outstanding.
         """
 
-    def begin(self, *, duration_ns: int, commands: int) -> None:
+    def begin(
+        self, *, duration_ns: int, commands: int, operations: ReadableBuffer | None = None
+    ) -> None:
         """Start a run, which ends after some time, or when so many commands were begun.
 
-        Operations go on where the last run left off. ValueError while commands are outstanding.
+        Operations go on where the last run left off; or they are an array of 64-bit numbers
+        (block * 2, + 1 for a write), gone through over and over and held until the next `begin`,
+        of whose first `depth` the n-th has the n-th place. ValueError while commands are
+        outstanding, or if a place lacks a request for either direction.
         """
 
     def run(self) -> bytes | None:
@@ -497,9 +595,12 @@ def tap_packets(
     domain: int,
     device: int,
     queue: int,
+    payload_kind: int,
+    payload_bytes: int,
 ) -> bytes:
     """Return the entries of one ring's tap as pcapng packets around capture records.
 
     clock_offset_ns is added to the times. lost: messages that were left out before the first,
-    beside what the tap itself dropped. Raises ValueError for what no `take` has returned.
+    beside what the tap itself dropped. payload_kind: what is taken of the data that entries hold,
+    of the first bytes at most payload_bytes. Raises ValueError for what no `take` has returned.
     """

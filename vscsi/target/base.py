@@ -151,6 +151,9 @@ class Target(Protocol):
         Returns when no task of the nexus touches its buffers any more.
         """
 
+    def abandon(self, meant: Callable[[Task], bool]) -> None:
+        """End tasks without an answer; return when nobody touches their buffers any more."""
+
     def submit(self, task: Task) -> None:
         """Take a task; it may be finished before this returns. Never raises for its content."""
 

@@ -115,10 +115,20 @@ class TaskRouter:
         """
         with self._lock:
             self._nexuses -= {nexus}
-            places = [*self._places.values(), *self._retired, self._report_luns, self._missing]
-        _abort_and_wait(places, lambda task: Fate.SILENT if task.nexus == nexus else None)
-        for place in places:
+        self.abandon(lambda task: task.nexus == nexus)
+        for place in self._all_places():
             place.unit.detach(nexus)
+
+    def abandon(self, meant: Callable[[Task], bool]) -> None:
+        """End tasks without an answer; return when nobody touches their buffers any more.
+
+        Must not be called from a task's `done`.
+        """
+        _abort_and_wait(self._all_places(), lambda task: Fate.SILENT if meant(task) else None)
+
+    def _all_places(self) -> list[_Place]:
+        with self._lock:
+            return [*self._places.values(), *self._retired, self._report_luns, self._missing]
 
     def submit(self, task: Task) -> None:
         """Take a task; it may be finished before this returns."""

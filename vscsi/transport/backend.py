@@ -4,6 +4,7 @@
 import contextlib
 import logging
 import math
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -16,7 +17,12 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from vscsi.domain.base import EventChannel, GrantMapper
 from vscsi.domain.xenbus import Keys, Reader
 from vscsi.ring import RingEnd, Service, Tap
-from vscsi.transport.tap import TAP_BYTES, RingPath, TapSwitch
+from vscsi.target.base import Task
+from vscsi.target.logical_unit import LogicalUnit
+from vscsi.transport.outcome import moved_in
+from vscsi.transport.tally import Asked, Ended, RingCounts
+from vscsi.transport.tap import NOTHING_WANTED, TAP_BYTES, RingPath, TapSwitch
+from vscsi.wire.cdb import lookup
 from vscsi.wire.errors import WireError
 from vscsi.wire.record import Way
 
@@ -63,7 +69,7 @@ class Connection:
 
 
 class RingBackend(ABC):
-    """One device's backend end: while connected, a thread of its own serves its ring.
+    """The backend end of a device's queue: while connected, a thread of its own serves its ring.
 
     A xenbus `BackendDriver`. Subclasses say how a frontend's keys become a `Connection` and what a
     message means. A frontend that breaks the rules costs itself its channel: `on_failure(reason)`
@@ -72,13 +78,18 @@ class RingBackend(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, peer: Peer, device: int, tap: TapSwitch) -> None:
+    def __init__(self, peer: Peer, device: int, tap: TapSwitch, queue: int = 0) -> None:
+        """queue: which of the device's queues it is."""
         self.peer = peer
         self.device = device
+        self.queue = queue
         self.tap = tap
         self.poll_ns = POLL_NS
+        self.cpu: int | None = None
+        """Where the serving thread runs; None: anywhere."""
         self.histograms = True
         self.statistics = BackendStatistics()
+        self.counts = RingCounts()
         self.on_failure: Callable[[str], None] = lambda _reason: None
         self.connection: Connection | None = None
         self.in_flight = 0
@@ -90,9 +101,11 @@ class RingBackend(ABC):
         self._stopping = False
         self._fail_lock = threading.Lock()
         self._ring_thread = 0
-        self._elsewhere: deque[tuple[bytes, int, Callable[[], bool]]] = deque()
+        self._elsewhere: deque[tuple[bytes, int, Callable[[], bool], Ended | None, bytes]] = deque()
         """Answers of other threads, which the ring's own puts on the ring."""
         self._ring_tap = Tap(TAP_BYTES)
+        self._unshown: tuple[int, int, int, int, bytes, bytes] | None = None
+        """The message at hand, for the tap, until it is known whether it has data."""
 
     # What a protocol says.
 
@@ -139,7 +152,7 @@ class RingBackend(ABC):
         self.tap.open(connection.path, self._ring_tap)
         self._held.callback(self.tap.close, self._ring_tap)
         self._cpu_clock = None
-        name = f"{self.kind}-{self.peer.domain}-{self.device}"
+        name = f"{self.kind}-{self.peer.domain}-{self.device}-{self.queue}"
         thread = threading.Thread(target=self._serve, args=(connection,), name=name, daemon=True)
         thread.start()
         self._thread = thread
@@ -192,6 +205,7 @@ class RingBackend(ABC):
             memory.append(mapping.contiguous())
         events = self.peer.bind(frontend.number("event-channel"))
         self._held.callback(events.close)
+        self.counts = RingCounts()
         ring = make(*memory, slot_size)
         self._held.callback(ring.close)
         incoming, outgoing = events.fds
@@ -229,6 +243,11 @@ class RingBackend(ABC):
             counters["notifications_received"] = service.notifications_received
         return {**counters, "cpu_ns": self.cpu_ns(), **self.parameters()}
 
+    @property
+    def tap_dropped(self) -> int:
+        """Messages that captures lack because the ring's tap had no room."""
+        return self._ring_tap.dropped
+
     def cpu_ns(self) -> int:
         """Return the CPU time that the serving thread has used, in nanoseconds."""
         clock = self._cpu_clock
@@ -239,20 +258,37 @@ class RingBackend(ABC):
 
     # What a protocol uses.
 
+    def asked(self, unit: LogicalUnit | None, cdb: bytes) -> Asked:
+        """Return what says which command is at hand, for the counts; unit: None if there is none.
+
+        Called by the ring's thread.
+        """
+        counts = self.counts.scsi(unit)
+        connection = self.connection
+        taken_ns = connection.service.taken_ns if connection is not None else time.monotonic_ns()
+        return Asked(unit, counts, counts.row(cdb), taken_ns)
+
     def answer(
-        self, message: bytes, *, slots: int = 1, valid: Callable[[], bool] = lambda: True
+        self,
+        message: bytes,
+        *,
+        slots: int = 1,
+        valid: Callable[[], bool] = lambda: True,
+        ended: Ended | None = None,
+        data: bytes = b"",
     ) -> None:
         """Answer a request, from any thread; once the channel ends it goes nowhere.
 
         The ring's own thread puts answers on the ring and publishes them, which the frontend can
         stall. slots: how many the request occupied (all but the first stay empty).
         valid: whether the question was asked in this connection, where it may have been another.
+        ended: what is counted with it, if it is a command's. data: what `data_in` returned.
         """
         with self._lock:
             connection = self.connection
             if connection is None or self._stopping:
                 return
-            self._elsewhere.append((message, slots, valid))
+            self._elsewhere.append((message, slots, valid, ended, data))
             if threading.get_ident() != self._ring_thread:
                 connection.service.interrupt()
                 return
@@ -262,28 +298,34 @@ class RingBackend(ABC):
         """Put what there is on the ring, in order (in its own thread)."""
         try:
             while self._elsewhere:
-                message, slots, valid = self._elsewhere.popleft()
+                message, slots, valid, ended, data = self._elsewhere.popleft()
                 if valid():
-                    self._put(connection, message, slots)
+                    self._put(connection, message, slots, data)
+                    if ended is not None and self.histograms:
+                        self.counts.add(ended)
         except WireError as error:
             self.fail(error)
 
-    def _put(self, connection: Connection, message: bytes, slots: int) -> None:
+    def _put(self, connection: Connection, message: bytes, slots: int, data: bytes) -> None:
         ring = connection.ring
+        self._show_unshown()
         if self._ring_tap.active:
             now, index = time.monotonic_ns(), ring.put_index
             waiting = self._waiting(connection.service.waiting)
-            self._ring_tap.put(Way.TO_INITIATOR, now, index, waiting, message, b"")
+            self._ring_tap.put(Way.TO_INITIATOR, now, index, waiting, message, b"", data)
         for slot in range(slots):
             if not ring.put(message if slot == 0 else b""):
                 raise WireError("the frontend leaves no room for answers")
         self.statistics.answers += 1
 
     def show_request(self, slot: bytes, descriptors: bytes = b"") -> None:
-        """Show the message that is being handled to the tap; descriptors: copied segment lists."""
+        """Show the message that is being handled to the tap; descriptors: copied segment lists.
+
+        That waits for `show_data`, and at most until it is answered.
+        """
         connection = self.connection
         if connection is not None and self._ring_tap.active and not connection.service.shown:
-            self._ring_tap.put(
+            self._unshown = (
                 Way.TO_TARGET,
                 connection.service.taken_ns,
                 (connection.ring.take_index - 1) & 0xFFFF_FFFF,
@@ -291,6 +333,30 @@ class RingBackend(ABC):
                 slot,
                 descriptors,
             )
+
+    def show_data(self, data_out: Sequence[memoryview], cdb: bytes = b"") -> None:
+        """Show the message that is being handled with its data, before these are used.
+
+        A parameter list belongs to its command, and is shown also where no data are wanted.
+        """
+        if self._unshown is None or not data_out:
+            return
+        row = lookup(cdb)
+        parameters = row is not None and "parameter_list_length" in row.fields
+        if parameters or self._ring_tap.wanted != NOTHING_WANTED:
+            length = sum(map(len, data_out))
+            self._show_unshown(self._ring_tap.data(data_out, length, parameters))
+
+    def data_in(self, task: Task) -> bytes:
+        """Return what the tap wants of a task's data-in, while that is there; any thread."""
+        if self._ring_tap.wanted == NOTHING_WANTED or not task.data_in:
+            return b""
+        return self._ring_tap.data(task.data_in, moved_in(task))
+
+    def _show_unshown(self, data: bytes = b"") -> None:
+        message, self._unshown = self._unshown, None
+        if message is not None:
+            self._ring_tap.put(*message, data)
 
     def _waiting(self, taken: int) -> int:
         """Return how many requests are unanswered beside the one at hand: taken, or still with it
@@ -320,14 +386,20 @@ class RingBackend(ABC):
         # Of this thread by itself: asking for the clock of a thread that has ended is undefined.
         self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         self._ring_thread = threading.get_ident()
+        if self.cpu is not None:
+            os.sched_setaffinity(0, {self.cpu})
         try:
             while not self._stopping:
                 self._put_answers(connection)
+                connection.service.others = self.in_flight
                 slot = connection.service.run(native=self._may_run(connection))
                 self._put_answers(connection)  # of what came before this message
                 if slot is not None and not self._stopping:
                     self.statistics.requests += 1
-                    self.message(slot)
+                    try:
+                        self.message(slot)
+                    finally:
+                        self._show_unshown()
             connection.service.publish()
         except WireError as error:
             self._say_why(connection)

@@ -16,6 +16,7 @@ from vscsi.transport.call import CallInitiator
 from vscsi.transport.export import VBD_STEP
 from vscsi.transport.frontend import RingInitiator
 from vscsi.transport.hba import Hba
+from vscsi.transport.queues import MAX_QUEUES
 from vscsi.transport.srp.frontend import SrpInitiator
 from vscsi.transport.vscsiif.frontend import VscsiifInitiator
 from vscsi.wire.blkif import LAYOUTS
@@ -58,8 +59,15 @@ def _order(options: dict[str, str], default: int) -> int:
     return order
 
 
+def _queues(options: dict[str, str]) -> int:
+    queues = int(options.pop("queues", 1))
+    if not 1 <= queues <= MAX_QUEUES:
+        raise ValueError(f"queues is 1 to {MAX_QUEUES}")
+    return queues
+
+
 def _srp(directory: Path, options: dict[str, str]) -> SrpInitiator:
-    return SrpInitiator(directory, ring_order=_order(options, 2))
+    return SrpInitiator(directory, ring_order=_order(options, 2), queues=_queues(options))
 
 
 def _vscsiif(directory: Path, _options: dict[str, str]) -> VscsiifInitiator:
@@ -79,6 +87,7 @@ def _blkif(directory: Path, options: dict[str, str]) -> BlkifInitiator:
         ring_order=_order(options, 1),
         protocol=None if protocol == "probe" else protocol,
         indirect=segments == "indirect",
+        queues=_queues(options),
     )
 
 

@@ -23,14 +23,16 @@ from vscsi.target.router import TaskRouter
 from vscsi.transport.backend import POLL_NS, Connection, RingBackend
 from vscsi.transport.blkif.backend import BlkifBackend
 from vscsi.transport.blkif.frontend import FIRST_VBD
+from vscsi.transport.queues import Queues
 from vscsi.transport.srp.backend import SrpBackend
 from vscsi.transport.srp.port import SrpPort
-from vscsi.transport.tap import TapSwitch
+from vscsi.transport.tap import Geometry, RingPath, TapSwitch
 from vscsi.transport.turns import Turns, WatchingStore
 from vscsi.transport.vscsiif.backend import VscsiifBackend
 from vscsi.transport.vscsiif.units import UnitList
 from vscsi.wire.blkif import NATIVE, Layout
 from vscsi.wire.lun import encode
+from vscsi.wire.record import Protocol
 from vscsi.wire.sense import Sense
 
 VBD_STEP = 16
@@ -46,8 +48,14 @@ class Served:
     """One device of one domain."""
 
     device: Device
-    end: RingBackend
+    queues: Queues
     half: Backend
+
+    @property
+    def disk(self) -> Disk | None:
+        """What a vbd is of."""
+        end = self.queues.ends[0]
+        return end.disk if isinstance(end, BlkifBackend) else None
 
 
 class Guest:
@@ -66,25 +74,38 @@ class Guest:
 
     def _plug(self) -> None:
         export, peer = self._export, self.peer
-        self._serve(VSRP, 0, SrpBackend(peer, 0, export.tap, export.port), {})
+        logins = threading.Lock()
+        self._serve(
+            VSRP,
+            0,
+            [
+                SrpBackend(peer, 0, export.tap, export.port, queue=queue, logins=logins)
+                for queue in range(export.queues)
+            ],
+            {},
+        )
         own_keys = partial(Reader, self._store, self._vscsi.backend_path)
         port = export.port.port_id.hex()
         self._serve(
             VSCSI,
             0,
-            VscsiifBackend(peer, 0, export.tap, export.router, port, own_keys),
+            [VscsiifBackend(peer, 0, export.tap, export.router, port, own_keys)],
             self._units.keys(export.offered),
         )
         self._plug_disks()
 
     def _plug_disks(self) -> None:
         """Give the domain a vbd for each disk that has none yet."""
+        export = self._export
         handles = {served.device.handle for served in self.devices if served.device.kind == VBD}
-        for at, disk in self._export.disks.items():
+        for at, disk in export.disks.items():
             handle = FIRST_VBD + VBD_STEP * at
             if handle not in handles:
-                end = BlkifBackend(self.peer, at, self._export.tap, disk, self._export.blkif_layout)
-                self._serve(VBD, handle, end, {"mode": "r" if disk.write_protected else "w"})
+                ends = [
+                    BlkifBackend(self.peer, at, export.tap, disk, export.blkif_layout, queue=queue)
+                    for queue in range(export.queues)
+                ]
+                self._serve(VBD, handle, ends, {"mode": "r" if disk.write_protected else "w"})
 
     def follow(self) -> threading.Event:
         """Have the devices be what the export has now; any thread, does not wait.
@@ -99,7 +120,7 @@ class Guest:
     def _follow(self) -> None:
         disks = set(self._export.disks.values())
         for served in self.devices:
-            if isinstance(served.end, BlkifBackend) and served.end.disk not in disks:
+            if served.disk is not None and served.disk not in disks:
                 # At once, as when a disk is pulled: a guest that does not agree is not waited for.
                 served.half.stop()
                 remove(self._store, served.device)
@@ -107,16 +128,22 @@ class Guest:
         self._plug_disks()
         self._units.follow(self._export.offered)
 
-    def _serve(self, kind: str, handle: int, end: RingBackend, keys: Mapping[str, str]) -> None:
-        end.poll_ns = self._export.poll_ns
-        end.histograms = self._export.histograms
+    def _serve(
+        self, kind: str, handle: int, ends: Sequence[RingBackend], keys: Mapping[str, str]
+    ) -> None:
+        cpus = self._export.cpus
+        for end in ends:
+            end.poll_ns = self._export.poll_ns
+            end.histograms = self._export.histograms
+            end.cpu = cpus[end.queue % len(cpus)] if cpus else None
+        queues = Queues(ends)
         device = Device(kind, self.peer.domain, handle)
         create(self._store, device, backend_keys=keys)
-        half = Backend(self._store, device.backend_path, end, partial(self._changed, device))
-        end.on_failure = lambda reason: self._turns.post(
-            partial(self._failed, end, end.connection, half, reason)
+        half = Backend(self._store, device.backend_path, queues, partial(self._changed, device))
+        queues.on_failure = lambda reason: self._turns.post(
+            partial(self._failed, queues, queues.connection, half, reason)
         )
-        self.devices += (Served(device, end, half),)
+        self.devices += (Served(device, queues, half),)
         self._turns.post(half.start)
 
     def _changed(self, device: Device, state: XenbusState, reason: str) -> None:
@@ -129,16 +156,17 @@ class Guest:
             self._turns.post(lambda: self._units.follow(self._export.offered))
 
     def _failed(
-        self, end: RingBackend, connection: Connection | None, half: Backend, reason: str
+        self, queues: Queues, connection: Connection | None, half: Backend, reason: str
     ) -> None:
-        if end.connection is connection:  # else the frontend was faster, and has another one
+        if queues.connection is connection:  # else the frontend was faster, and has another one
             half.fail(reason)
 
     def resized(self, disk: Disk) -> None:
         """Publish the size that a disk has now on its vbd; any thread, does not wait."""
         for served in self.devices:
-            if isinstance(served.end, BlkifBackend) and served.end.disk is disk:
-                self._turns.post(partial(self._publish_size, served.device, served.end))
+            end = served.queues.ends[0]
+            if isinstance(end, BlkifBackend) and end.disk is disk:
+                self._turns.post(partial(self._publish_size, served.device, end))
 
     def _publish_size(self, device: Device, end: BlkifBackend) -> None:
         """Rewrite the size, and the state so that its watch fires (io/blkif.h, resize)."""
@@ -201,6 +229,8 @@ class Export:
         blkif_layout: Layout = NATIVE,
         poll_ns: int = POLL_NS,
         histograms: bool = True,
+        queues: int = 1,
+        cpus: Sequence[int] = (),
     ) -> None:
         """units: by logical unit number; they and their stores stay the caller's.
 
@@ -208,16 +238,20 @@ class Export:
         blocks that they have themselves; the n-th unit's is the n-th vbd, whether others are there
         or not. poll_ns: how long a ring that was busy is watched before its thread sleeps (0: not
         at all). histograms: whether the C path keeps them; what that costs can be measured so.
+        queues: how many a frontend of SRP or blkif may use, each served by a thread of its own.
+        cpus: where those run, a device's first queue on the first, and so on; none: anywhere.
         """
         self.units: Mapping[int, LogicalUnit] = {}  # replaced, never changed, as the next one
         self.vbds: Mapping[int, Disk] = {}
-        self.tap = TapSwitch()
+        self.tap = TapSwitch(self._reached)
         self.router = TaskRouter(workers=workers)
         port_id = hashlib.sha256(str(directory.resolve()).encode()).digest()[:16]
         self.port = SrpPort(self.router, port_id)
         self.blkif_layout = blkif_layout
         self.poll_ns = poll_ns
         self.histograms = histograms
+        self.queues = queues
+        self.cpus = tuple(cpus)
         self.host = LocalHost(
             directory,
             on_domain=self._domain,
@@ -275,6 +309,11 @@ class Export:
             guest.join()
         self._observe_no_more(number)
 
+    def devices(self) -> list[tuple[int, Served]]:
+        """Return the devices that there are now, each with its domain; waits for nobody."""
+        guests = list(self._guests.items())
+        return [(domain, served) for domain, guest in guests for served in guest.devices]
+
     @property
     def offered(self) -> dict[int, int]:
         """The logical unit numbers by place, which names a unit in protocols without LUNs."""
@@ -284,6 +323,21 @@ class Export:
     def disks(self) -> dict[int, Disk]:
         """The disks for blkif by place."""
         return {self._places[number]: disk for number, disk in self.vbds.items()}
+
+    def _reached(self, path: RingPath) -> list[Geometry]:
+        """Return the units that can be reached over a ring."""
+        offered = self.offered
+        numbers = (
+            [offered.get(path.device)] if path.protocol is Protocol.BLKIF else list(self.units)
+        )
+        found = []
+        for number in numbers:
+            unit = self.units.get(number) if number is not None else None
+            if number is not None and unit is not None:
+                disk = self.vbds.get(number)
+                size = (disk.block_size, disk.blocks) if disk is not None else (None, None)
+                found.append(Geometry(number, unit.device_type, *size))
+        return found
 
     def _take_in(self, number: int, unit: LogicalUnit, disk: Disk | None) -> None:
         self.router.add(number, unit)
@@ -334,7 +388,7 @@ class Export:
         if guest is not None:
             for served in guest.devices:
                 name = f"{served.device.kind} {served.device.handle}"
-                if name == device and served.end.connection is not None:
-                    report = {**served.end.report(), "staged_bytes": staged}
+                if name == device and served.queues.connection is not None:
+                    report = {**served.queues.report(), "staged_bytes": staged}
                     return json.dumps(report).encode(), ()
         raise StoreError("ENOENT")

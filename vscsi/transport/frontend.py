@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from vscsi.domain.base import PAGE_SIZE, DomainError, EventChannel, StoreError
 from vscsi.domain.local import BACKEND_DOMAIN, LocalGuest, LocalMessage
 from vscsi.domain.memory import OutOfMemoryError
+from vscsi.domain.negotiate import choose_queues, chosen_queues_keys
 from vscsi.domain.toolstack import Device
 from vscsi.domain.xenbus import Frontend, Keys, Reader, XenbusState
 from vscsi.ring import RingEnd
@@ -46,6 +47,9 @@ class RingInitiator(ABC, Generic[Request]):
     in order. A receiver thread takes the answers, and publishes what `done` callbacks submitted
     once per batch. A backend that answers what was never asked, or dies, costs the channel: then
     every request ends with TransportError.
+
+    A device with several queues has one of these for each. The first is the driver; the others
+    share its domain, and end when it does.
     """
 
     kind: ClassVar[str]
@@ -54,8 +58,18 @@ class RingInitiator(ABC, Generic[Request]):
     load_protocol: str
     """What `vscsi.ring.Load` calls the protocol."""
 
-    def __init__(self, directory: Path, handle: int) -> None:
-        """Attach a new domain to a served directory; SetupError if nobody serves it."""
+    def __init__(
+        self,
+        directory: Path,
+        handle: int,
+        *,
+        queues: int = 1,
+        first: "RingInitiator[Request] | None" = None,
+    ) -> None:
+        """Attach a new domain to a served directory; SetupError if nobody serves it.
+
+        queues: how many to use if the backend has as many. first: whose further queue this is.
+        """
         self.statistics = InitiatorStatistics()
         self.in_flight: dict[int, Request] = {}
         self.ring: RingEnd | None = None
@@ -75,7 +89,15 @@ class RingInitiator(ABC, Generic[Request]):
         self._half: Frontend | None = None
         self._pages: list[tuple[list[int], list[int]]] = []
         self._closed = False
-        self.guest = LocalGuest(directory, memory_bytes=MEMORY_BYTES, on_lost=self._lost)
+        self._wish = queues
+        self._first = first or self
+        self.queues: list[RingInitiator[Request]] = [self]
+        """Of the first queue: all of the device's."""
+        self.guest: LocalGuest = (
+            LocalGuest(directory, memory_bytes=MEMORY_BYTES, on_lost=self._lost)
+            if first is None
+            else first.guest
+        )
         self._device = Device(self.kind, self.guest.domain, handle, BACKEND_DOMAIN)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -137,6 +159,13 @@ class RingInitiator(ABC, Generic[Request]):
         """Read what the backend published with Connected; return keys to publish with ours."""
         return {}
 
+    def begin(self) -> None:
+        """Say what comes before the first command; TransportError or WireError if that fails."""
+
+    def another_queue(self) -> "RingInitiator[Request]":
+        """Return a further queue of this device, if the protocol has that."""
+        raise NotImplementedError
+
     # xenbus
 
     def open(self) -> None:
@@ -162,6 +191,12 @@ class RingInitiator(ABC, Generic[Request]):
                 reason = f"the backend is {self._state.name} after {CONNECT_TIMEOUT_S:g} s"
             self.close()
             raise TransportError(f"{self.kind} cannot be connected: {reason}")
+        try:
+            for queue in self.queues:
+                queue.begin()
+        except (TransportError, WireError) as error:
+            self.close()
+            raise TransportError(f"{self.kind} cannot be connected: {error}") from error
 
     @property
     def _ended(self) -> bool:
@@ -174,16 +209,29 @@ class RingInitiator(ABC, Generic[Request]):
             self._reason = reason or self._reason
             self._changed.notify_all()
         if state in (XenbusState.CLOSING, XenbusState.CLOSED) and reason:
-            self._fail(reason)
+            self._fail_all(reason)
 
     def prepare(self, backend: Reader) -> Keys:
-        """Make ring and event channel (xenbus, before Initialised)."""
+        """Make rings and event channels (xenbus, before Initialised)."""
+        while len(self.queues) < choose_queues(backend, self._wish):
+            self.queues.append(self.another_queue())
+        return chosen_queues_keys([queue.prepare_queue(backend) for queue in self.queues])
+
+    def prepare_queue(self, backend: Reader) -> Keys:
+        """Make ring and event channel."""
         keys = self.make_ring(backend)
         self._events = self.guest.event_channel()
         return {**keys, "event-channel": str(self._events.port)}
 
     def connect(self, backend: Reader) -> Keys:
         """Start receiving (xenbus, before Connected)."""
+        keys: Keys = {}
+        for queue in self.queues:
+            keys = queue.connect_queue(backend)
+        return keys
+
+    def connect_queue(self, backend: Reader) -> Keys:
+        """Start receiving from this queue."""
         keys = self.take_properties(backend)
         self._receiver = threading.Thread(
             target=self._receive, name=f"{self.kind}-receiver", daemon=True
@@ -196,7 +244,12 @@ class RingInitiator(ABC, Generic[Request]):
         return {}
 
     def disconnect(self) -> None:
-        """Stop, end every request, let go of the ring (xenbus, at the end of a connection)."""
+        """Stop, end every request, let go of the rings (xenbus, at the end of a connection)."""
+        for queue in self.queues:
+            queue.disconnect_queue()
+
+    def disconnect_queue(self) -> None:
+        """Stop this queue, end its requests, let go of its ring."""
         with self._lock:
             self._stopping = True
             if self._job is not None:
@@ -231,7 +284,8 @@ class RingInitiator(ABC, Generic[Request]):
                 )
             self._half.stop()
         self.guest.close()
-        os.close(self._wake)
+        for queue in self.queues:
+            os.close(queue._wake)
 
     # Memory
 
@@ -394,6 +448,8 @@ class RingInitiator(ABC, Generic[Request]):
             self._job_done.wait()
         with self._lock:
             self.check_usable()
+            if self._stopping:
+                raise TransportError(ENDED)
 
     def _run_job(self, job: Job) -> None:
         try:
@@ -419,12 +475,16 @@ class RingInitiator(ABC, Generic[Request]):
     # Failing
 
     def _lost(self) -> None:
-        self._fail(LOST)
+        self._fail_all(LOST)
+
+    def _fail_all(self, reason: str) -> None:
+        for queue in self.queues:
+            queue._fail(reason)
 
     def _break(self, reason: str) -> None:
         """Fail the channel from the receiver's thread, which closing it will join."""
         self._fail(reason)
-        half = self._half
+        half = self._first._half
         if half is not None:
             threading.Thread(target=half.fail, args=(reason,), name="vscsi-closer").start()
 
@@ -450,7 +510,13 @@ class RingInitiator(ABC, Generic[Request]):
         """Return what was negotiated."""
         ring = self.ring
         entries = ring.entries if ring is not None else 0
-        return {"domain": self.guest.domain, "slots": entries}
+        queues = {"queues": len(self.queues)} if len(self.queues) > 1 else {}
+        return {"domain": self.guest.domain, "slots": entries, **queues}
+
+    @property
+    def load(self) -> int:
+        """Requests on the ring, or waiting for it."""
+        return len(self.in_flight) + len(self._waiting)
 
     def backend_statistics(self) -> Mapping[str, object]:
         """Return the backend end's counters."""

@@ -8,6 +8,7 @@ from functools import partial
 from vscsi.ring import Service
 from vscsi.target.base import Nexus
 from vscsi.target.logical_unit import LogicalUnit
+from vscsi.transport.tally import RingCounts
 from vscsi.wire.sense import Sense
 
 
@@ -19,8 +20,15 @@ class NativeUnits:
     established by any.
     """
 
-    def __init__(self, service: Service, nexus: Nexus, units: Mapping[bytes, LogicalUnit]) -> None:
-        """Start with these units; others are Python's."""
+    def __init__(
+        self,
+        service: Service,
+        nexus: Nexus,
+        units: Mapping[bytes, LogicalUnit],
+        counts: RingCounts,
+    ) -> None:
+        """Start with these units; others are Python's. counts: of all that the ring is about."""
+        counts.keep(set(units.values()))
         self.of = units
         self._service = service
         self._nexus = nexus
@@ -32,7 +40,7 @@ class NativeUnits:
         service.clear_units()
         for address, each in native.items():
             if each is not None:
-                service.put_unit(address, each)
+                service.put_unit(address, each, counts.scsi(units[address]).tally)
                 end = units[address].attentions.observe(partial(self._established, address))
                 self._held.callback(end)
 

@@ -24,6 +24,11 @@ def residuals(task: Task) -> tuple[int, int]:
     return data_out, data_in
 
 
+def moved_in(task: Task) -> int:
+    """Return the bytes of data-in that are in their buffer, from its beginning."""
+    return task.data_in_length - max(0, residuals(task)[1])
+
+
 def status_of(code: int) -> Status:
     """Return a status that a target's end sent; WireError if there is none of that code."""
     try:

@@ -7,12 +7,13 @@ what finds no room there is counted. One thread takes what is in them to the lis
 
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from vscsi.ring import Tap
 from vscsi.wire import record
+from vscsi.wire.opcodes import DeviceType
 
 TAP_BYTES = 4 << 20
 """Of each ring's tap: some 20,000 messages."""
@@ -21,6 +22,8 @@ PERIOD_S = 0.005
 NICENESS = 19
 """Of the threads that take and write what crosses: where a CPU is short, the rings come first."""
 _TAKEN_BYTES = 1 << 20
+NOTHING_WANTED = (0, False)
+"""Of commands' data: how many first bytes, and whether a hash."""
 """At a time, of one ring."""
 
 
@@ -33,7 +36,24 @@ class RingPath:
     device: int
     layout: record.LayoutCode = record.LayoutCode.NONE
     queue: int = 0
-    parameters: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    parameters: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As in "srp-1-0", and of another queue than the first "srp-1-0-1"."""
+        queue = f"-{self.queue}" if self.queue else ""
+        return f"{self.protocol.name.lower()}-{self.domain}-{self.device}{queue}"
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A logical unit that can be reached over a ring, as it is now."""
+
+    number: int
+    device_type: DeviceType
+    block_bytes: int | None = None
+    block_count: int | None = None
+    """None where it has no blocks, or another system alone knows of them."""
 
 
 class Listener(Protocol):
@@ -56,8 +76,10 @@ class _Source:
 class TapSwitch:
     """All taps of a server, and who listens. Thread-safe. Without listeners a tap costs a look."""
 
-    def __init__(self) -> None:
-        self._listeners: tuple[Listener, ...] = ()
+    def __init__(self, units: Callable[[RingPath], Sequence[Geometry]] = lambda _: ()) -> None:
+        """units: what can be reached over a ring."""
+        self.units = units
+        self._listeners: tuple[tuple[Listener, tuple[int, bool]], ...] = ()
         self._sources: list[_Source] = []
         self._lock = threading.RLock()
         """Of listeners and sources, and of the taking: there is one taker at a time."""
@@ -67,7 +89,7 @@ class TapSwitch:
     def open(self, path: RingPath, tap: Tap) -> None:
         """Take from the tap of a ring that is about to be served."""
         with self._lock:
-            tap.active = bool(self._listeners)
+            self._tell(tap)
             self._sources.append(_Source(path, tap))
 
     def close(self, tap: Tap) -> None:
@@ -76,22 +98,28 @@ class TapSwitch:
             self.flush()
             self._sources = [source for source in self._sources if source.tap is not tap]
 
-    def add(self, listener: Listener) -> Callable[[], None]:
+    def add(
+        self, listener: Listener, wanted: tuple[int, bool] = NOTHING_WANTED
+    ) -> Callable[[], None]:
         """Show a listener what crosses from now on; returns a function that ends that.
 
         That function delivers first what has crossed until then. Both from any thread.
+        wanted: of the data. There may be more, for another listener.
         """
         with self._lock:
             self.flush()  # what crossed before is not for this one
-            if not self._listeners:
+            begins = not self._listeners
+            self._listeners = (*self._listeners, (listener, wanted))
+            self._tell_all()
+            if begins:
                 self._begin()
-            self._listeners = (*self._listeners, listener)
 
         def remove() -> None:
             thread = None
             with self._lock:
                 self.flush()
-                self._listeners = tuple(each for each in self._listeners if each is not listener)
+                self._listeners = tuple(each for each in self._listeners if each[0] is not listener)
+                self._tell_all()
                 if not self._listeners:
                     thread = self._finish()
             if thread is not None:
@@ -106,9 +134,17 @@ class TapSwitch:
                 while self._take(source):
                     pass
 
-    def _begin(self) -> None:
+    def _tell_all(self) -> None:
         for source in self._sources:
-            source.tap.active = True
+            self._tell(source.tap)
+
+    def _tell(self, tap: Tap) -> None:
+        """Tell a tap whether anybody listens, and what of the data they want in all."""
+        wanted = [each for _, each in self._listeners]
+        tap.wanted = max((head for head, _ in wanted), default=0), any(has for _, has in wanted)
+        tap.active = bool(wanted)
+
+    def _begin(self) -> None:
         self._end = threading.Event()
         self._thread = threading.Thread(
             target=self._run, args=(self._end,), name="tap", daemon=True
@@ -116,8 +152,6 @@ class TapSwitch:
         self._thread.start()
 
     def _finish(self) -> threading.Thread | None:
-        for source in self._sources:
-            source.tap.active = False
         self._end.set()
         thread, self._thread = self._thread, None
         return thread
@@ -134,6 +168,6 @@ class TapSwitch:
         news = dropped - source.told_dropped
         if count or news:
             source.told_dropped = dropped
-            for listener in self._listeners:
+            for listener, _ in self._listeners:
                 listener(source.path, entries, count, news)
         return bool(count)

@@ -62,6 +62,21 @@ def header() -> str:
         *(f"    {_row(name, operation)}, /* {name} */" for name, operation in _NATIVE.items()),
         "};",
         "",
+        "/*",
+        " * Where a CDB says which blocks a command is about; action: -1 where it has none. The",
+        " * mask is for an LBA of three bytes.",
+        " */",
+        "struct cdb_range {",
+        "    uint8_t opcode;",
+        "    int16_t action;",
+        "    uint8_t length, lba_offset, lba_size, blocks_offset, blocks_size;",
+        "    uint32_t lba_mask;",
+        "};",
+        "",
+        "static const struct cdb_range CDB_RANGES[] = {",
+        *(f"    {_range(row)}, /* {row.name} */" for row in _ranges()),
+        "};",
+        "",
         "#endif",
     ]
     return "\n".join(lines) + "\n"
@@ -85,6 +100,7 @@ def _constants() -> Iterator[tuple[str, int]]:
         "SLOT": srp_ring.SlotHeader,
         "SRP_CMD": srp.Cmd,
         "SRP_RSP": srp.Rsp,
+        "SRP_TSK_MGMT": srp.TskMgmt,
         "SRP_DESCRIPTOR": srp.MemoryDescriptor,
         "VSCSIIF": vscsiif.Request,
         "VSCSIIF_RSP": vscsiif.Response,
@@ -109,6 +125,7 @@ def _constants() -> Iterator[tuple[str, int]]:
     yield "PCAPNG_EPB_DROPCOUNT", pcapng.EPB_DROPCOUNT
     yield "RECORD_BYTES", offsets(record.Record)["message"]
     yield "RECORD_VERSION", record.VERSION
+    yield "RECORD_MAX_PAYLOAD", record.MAX_PAYLOAD
     yield "SLOT_HEADER_BYTES", srp_ring.SlotHeader.sizeof()
     yield "SRP_CMD_BYTES", srp.CMD_BYTES
     yield "SRP_DESCRIPTOR_BYTES", srp.MemoryDescriptor.sizeof()
@@ -130,15 +147,36 @@ def _constants() -> Iterator[tuple[str, int]]:
         "SLOT_FORMAT": srp_ring.SlotFormat,
         "SRP_TYPE": srp.IuType,
         "SRP_BUFFER": srp.BufferFormat,
+        "SRP_FLAG": srp.RspFlags,
         "VSCSIIF_ACT": vscsiif.Act,
         "VSCSIIF_DIRECTION": vscsiif.Direction,
         "BLKIF_OP": blkif.Operation,
         "BLKIF_RSP": blkif.RspStatus,
         "PCAPNG_BLOCK": pcapng.BlockType,
         "WAY": record.Way,
+        "ON": record.Protocol,
+        "LAYOUT": record.LayoutCode,
+        "PAYLOAD": record.PayloadKind,
     }.items():
         for member in codes:
-            yield f"{prefix}_{member.name}", int(member)
+            yield f"{prefix}_{member.name}", member.value
+
+
+def _ranges() -> Iterator[opcodes.Command]:
+    """Yield the commands that address blocks, as `vscsi.wire.cdb.lookup` finds them."""
+    seen = set()
+    for row in (row for rows in opcodes.COMMANDS.values() for row in rows):
+        code = row.opcode, row.service_action
+        if code not in seen and "lba" in row.fields and not row.name.startswith("READ CAPACITY"):
+            yield row
+        seen.add(code)
+
+
+def _range(row: opcodes.Command) -> str:
+    lba, blocks = row.fields["lba"], row.fields.get("blocks", _NOTHING)
+    action = -1 if row.service_action is None else row.service_action
+    values = (row.opcode, action, row.length, lba.offset, lba.size, blocks.offset, blocks.size)
+    return "{" + ", ".join(map(str, (*values, f"{lba.mask & 0xFFFFFFFF:#x}"))) + "}"
 
 
 def _row(name: str, operation: str) -> str:

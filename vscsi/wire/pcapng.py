@@ -6,7 +6,8 @@ Options are code u16, length u16, value, padding; code 0 ends them. A section is
 byte order: ours are little-endian, both are read.
 """
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -36,6 +37,7 @@ IF_TSOFFSET = 14
 EPB_DROPCOUNT = 4
 ISB_IFRECV = 4
 ISB_IFDROP = 5
+ISB_FILTERACCEPT = 6
 
 LINKTYPE_USER0 = 147
 """Ours: a record header and a ring message (`vscsi.wire.record`)."""
@@ -81,6 +83,7 @@ def _order(name: Literal["little", "big"], u16: Construct, u32: Construct, u64: 
 
 
 LITTLE = _order("little", U16L, U32L, U64L)
+_HEAD = struct.Struct(LITTLE.head.order + LITTLE.head.code)
 BIG = _order("big", U16B, U32B, U64B)
 
 
@@ -111,6 +114,22 @@ class Packet:
     """Packets lost between this one and the one before it on the same interface."""
 
 
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """One statistics block; 0 for what it does not say."""
+
+    interface: int
+    received: int
+    dropped: int
+    accepted: int | None
+    """By a filter, if there was one; those that were not are no dropped ones."""
+
+    @property
+    def left_out(self) -> int:
+        """Packets that a filter did not keep."""
+        return 0 if self.accepted is None else self.received - self.dropped - self.accepted
+
+
 # Building, little-endian
 
 
@@ -121,14 +140,14 @@ def section(application: str) -> bytes:
     return _block(BlockType.SECTION, build(LITTLE.section, head) + options)
 
 
-def interface(name: str, description: str) -> bytes:
-    """Return the block that describes the next interface: one of ours, times in nanoseconds."""
+def interface(name: str, description: str, link_type: int = LINKTYPE_USER0) -> bytes:
+    """Return the block that describes the next interface, whose times are in nanoseconds."""
     options = [
         (IF_NAME, name.encode()),
         (IF_DESCRIPTION, description.encode()),
         (IF_TSRESOL, bytes([_NANOSECONDS])),
     ]
-    head = build(LITTLE.interface, {"link_type": LINKTYPE_USER0})
+    head = build(LITTLE.interface, {"link_type": link_type})
     return _block(BlockType.INTERFACE, head + _options(options))
 
 
@@ -144,9 +163,17 @@ def packet(interface_number: int, time_ns: int, data: bytes, lost: int = 0) -> b
     return _block(BlockType.ENHANCED_PACKET, build(LITTLE.packet, head) + _pad(data) + options)
 
 
-def statistics(interface_number: int, time_ns: int, received: int, dropped: int) -> bytes:
-    """Return what became of an interface's packets by a time: received counts the dropped too."""
-    counts = ((ISB_IFRECV, received), (ISB_IFDROP, dropped))
+def statistics(
+    interface_number: int, time_ns: int, received: int, dropped: int, accepted: int | None = None
+) -> bytes:
+    """Return what became of an interface's packets by a time.
+
+    received counts the dropped too, and what a filter left out; accepted, if there is one, what it
+    kept.
+    """
+    counts = [(ISB_IFRECV, received), (ISB_IFDROP, dropped)]
+    if accepted is not None:
+        counts.append((ISB_FILTERACCEPT, accepted))
     options = _options((code, _u64(count)) for code, count in counts)
     head = build(LITTLE.statistics, {"interface": interface_number, **_time(time_ns)})
     return _block(BlockType.STATISTICS, head + options)
@@ -187,6 +214,22 @@ def parse_head(order: Order, data: bytes) -> tuple[int, int]:
     if head.length < MIN_BLOCK or head.length % 4:
         raise WireError(f"a block of {head.length} bytes")
     return head.type, head.length
+
+
+def split(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield type, begin and end of each block of ours that is whole in `data`, little-endian.
+
+    Raises WireError where no block can begin.
+    """
+    at = 0
+    while len(data) - at >= HEAD_SIZE:
+        kind, length = _HEAD.unpack_from(data, at)
+        if length < MIN_BLOCK or length % 4:
+            raise WireError(f"a block of {length} bytes")
+        if length > len(data) - at:
+            return
+        yield kind, at, at + length
+        at += length
 
 
 def section_order(data: bytes) -> Order:
@@ -238,10 +281,13 @@ def parse_packet(order: Order, body: bytes) -> Packet:
     )
 
 
-def parse_statistics(order: Order, body: bytes) -> tuple[int, int]:
-    """Return the interface's number and its dropped packets from a statistics block."""
+def parse_statistics(order: Order, body: bytes) -> Statistics:
+    """Return what a statistics block says."""
     head, rest = _head(order.statistics, body, "statistics block")
-    return head.interface, _count(order, _parse_options(order, rest), ISB_IFDROP)
+    options = _parse_options(order, rest)
+    received, dropped = (_count(order, options, code) for code in (ISB_IFRECV, ISB_IFDROP))
+    accepted = _count(order, options, ISB_FILTERACCEPT) if ISB_FILTERACCEPT in options else None
+    return Statistics(head.interface, received, dropped, accepted)
 
 
 def _count(order: Order, options: dict[int, bytes], code: int) -> int:

@@ -2,7 +2,8 @@
 """One captured message: the payload of our pcapng packets (link type USER0). Little-endian.
 
 Ours, not a standard's: a header saying where the message passed, the message (a ring slot; for
-SRP with its slot header), then the segment descriptors that the message pointed to.
+SRP with its slot header), the segment descriptors that the message pointed to, and of the data
+that it moves as much as was asked for: data-out stands with the request, data-in with the answer.
 """
 
 from enum import IntEnum
@@ -10,9 +11,11 @@ from typing import Any
 
 from construct import Bytes, Const, Container, Default, GreedyBytes, Int8ub, Struct, this
 
-from vscsi.wire.formats import U8, U16L, U32L, build, parse
+from vscsi.wire.formats import U8, U16L, U32L, build, parse, raw
 
-VERSION = 1
+VERSION = 2
+MAX_PAYLOAD = 1 << 16
+"""Bytes of one command's data that a record holds at most."""
 
 
 class Protocol(IntEnum):
@@ -38,6 +41,16 @@ class LayoutCode(IntEnum):
     X86_32 = 2
 
 
+class PayloadKind(IntEnum):
+    """What a record holds of the data that its message moves."""
+
+    NONE = 0
+    HEAD = 1
+    """The first bytes."""
+    XXH64 = 2
+    """8 bytes, little-endian: the XXH64 hash (seed 0) of all of it."""
+
+
 Record = Struct(
     "version" / Const(VERSION, Int8ub),
     "protocol" / U8,
@@ -48,15 +61,21 @@ Record = Struct(
     "queue" / U16L,
     "in_flight" / U16L,
     "ring_index" / U32L,
-    "message_length" / Default(U32L, lambda c: len(c.get("message") or b"")),
+    "message_length" / Default(U16L, lambda c: len(c.get("message") or b"")),
+    "segments_length" / Default(U16L, lambda c: len(c.get("segments") or b"")),
+    # Of the data, all of it; 0 where there is none, and with PayloadKind.NONE.
+    "data_length" / U32L,
+    "payload_kind" / U8,
+    "reserved" / raw(3),
     "message" / Default(Bytes(this.message_length), b""),
     # Descriptors copied from indirect or SG_GRANT pages.
-    "segments" / Default(GreedyBytes, b""),
+    "segments" / Default(Bytes(this.segments_length), b""),
+    "payload" / Default(GreedyBytes, b""),
 )
 
 
 def parse_record(data: bytes) -> Container:
-    """Parse a record; raise WireError for another version or a message beyond the record's end."""
+    """Parse a record; raise WireError for another version, or one that ends too early."""
     return parse(Record, data, "capture record")
 
 

@@ -16,6 +16,8 @@ struct core_state {
     PyTypeObject *unit;
     PyTypeObject *service;
     PyTypeObject *tap;
+    PyTypeObject *tap_filter;
+    PyTypeObject *tally;
     PyTypeObject *load;
     PyObject *ring_error;  /* vscsi.wire.errors.RingError */
     PyObject *grant_error; /* vscsi.wire.errors.GrantError */
@@ -28,6 +30,8 @@ extern PyType_Spec store_spec;
 extern PyType_Spec unit_spec;
 extern PyType_Spec service_spec;
 extern PyType_Spec tap_spec;
+extern PyType_Spec tap_filter_spec;
+extern PyType_Spec tally_spec;
 extern PyType_Spec load_spec;
 
 /* The ring end of a RingEnd, whether it is not closed, and RingError for what its peer did. */

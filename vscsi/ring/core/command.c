@@ -75,6 +75,7 @@ bool command_read_cdb(struct command *command, struct unit *unit, const unsigned
     if (row->lba_size == 3)
         lba &= row->lba_mask;
     uint64_t limit = atomic_load_explicit(&unit->blocks, memory_order_relaxed);
+    command->code = row->opcode;
     if (row->operation == OP_UNMAP) {
         command->operation = OP_UNMAP;
         command->unit = unit;

@@ -14,6 +14,8 @@ struct range {
     uint64_t offset, length;
 };
 
+struct tally;
+
 struct command {
     enum operation operation;
     struct unit *unit;
@@ -24,7 +26,8 @@ struct command {
     unsigned char cdb[SG_CDB_BYTES]; /* of a unit of the kernel's: what that executes */
     uint8_t cdb_length;
     uint64_t tag; /* the protocol's, as it goes into the answer */
-    uint8_t code; /* the same: blkif's operation */
+    uint8_t code; /* what it is counted as: the opcode; blkif's operation, for the answer too */
+    struct tally *tally;
     int segments;
     int ranges; /* OP_UNMAP: in the segments' place, whose content it is */
     union {

@@ -25,16 +25,29 @@ static uint64_t next_below(struct load *load, uint64_t limit) {
     return (uint64_t)((__extension__(unsigned __int128) next_random(load) * limit) >> 64);
 }
 
+/* Return the next operation's block, and say whether it is a write. */
+static uint64_t next_operation(struct load *load, bool *write) {
+    uint64_t block = load->next_block;
+    if (!load->listed && load->at_random) {
+        block = next_below(load, load->blocks);
+    } else {
+        uint64_t end = load->listed ? load->listed : load->blocks;
+        load->next_block = block + 1 == end ? 0 : block + 1;
+    }
+    if (load->listed) {
+        uint64_t operation = load->list[block];
+        *write = operation & 1;
+        return operation >> 1;
+    }
+    *write = load->mixed ? next_below(load, 100) >= load->read_percent : !load->read_percent;
+    return block;
+}
+
 /* Begin the next operation in a free place; it is due at `due`. */
 static void begin(struct load *load, uint64_t due) {
     uint32_t number = load->idle[--load->idles];
     struct load_place *place = &load->place[number];
-    uint64_t block = load->next_block;
-    if (load->at_random)
-        block = next_below(load, load->blocks);
-    else
-        load->next_block = block + 1 == load->blocks ? 0 : block + 1;
-    place->write = load->mixed ? next_below(load, 100) >= load->read_percent : !load->read_percent;
+    uint64_t block = next_operation(load, &place->write);
     place->address = load->first_address + block * load->step;
     place->began = due;
     uint32_t at = load->queue_first + load->queued++;
@@ -208,6 +221,11 @@ void load_begin(struct load *load, uint64_t duration_ns, uint64_t commands) {
     load->ends = duration_ns < UINT64_MAX - load->began ? load->began + duration_ns : UINT64_MAX;
     load->commands = commands;
     load->room = 0;
+    if (load->listed) {
+        load->next_block = 0;
+        for (uint32_t i = 0; i < load->depth; i++)
+            load->idle[i] = load->depth - 1 - i;
+    }
     atomic_store(&load->interrupted, false);
     load->ended = false;
     load->arrivals = load->full_until = load->late = load->unsent = 0;

@@ -81,7 +81,9 @@ struct load {
     uint32_t read_percent;                /* 100: reads alone */
     bool mixed, at_random;
     uint64_t random, next_block;
-    double period_ns; /* between arrivals; 0: closed loop */
+    const uint64_t *list; /* or these, over and over: block * 2, + 1 for a write */
+    uint64_t listed;      /* how many; 0: there is no list */
+    double period_ns;     /* between arrivals; 0: closed loop */
 
     struct load_place *place;
     uint32_t depth;
@@ -100,7 +102,10 @@ struct load {
     unsigned char slot[RING_MAX_SLOT];
 };
 
-/* Start a run that ends after some time, or when so many commands were begun; then set `room`. */
+/*
+ * Start a run that ends after some time, or when so many commands were begun; then set `room`. With
+ * a list it starts with the first operation, and the n-th of the first `depth` has the n-th place.
+ */
 void load_begin(struct load *load, uint64_t duration_ns, uint64_t commands);
 
 /* Go on until there is something for the caller. Publishes first what that put on the ring. */

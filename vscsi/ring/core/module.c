@@ -138,9 +138,12 @@ static int execute(PyObject *module) {
     state->unit = (PyTypeObject *)add_type(module, &unit_spec);
     state->service = (PyTypeObject *)add_type(module, &service_spec);
     state->tap = (PyTypeObject *)add_type(module, &tap_spec);
+    state->tap_filter = (PyTypeObject *)add_type(module, &tap_filter_spec);
+    state->tally = (PyTypeObject *)add_type(module, &tally_spec);
     state->load = (PyTypeObject *)add_type(module, &load_spec);
     if (!state->ring_end || !state->page_map || !state->grant_access || !state->store ||
-        !state->unit || !state->service || !state->tap || !state->load)
+        !state->unit || !state->service || !state->tap || !state->tap_filter || !state->tally ||
+        !state->load)
         return -1;
     if (PyModule_AddIntConstant(module, "XEN_HEADER", RING_XEN_HEADER) ||
         PyModule_AddIntConstant(module, "PAIR_HEADER", RING_PAIR_HEADER))
@@ -157,6 +160,8 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->unit);
     Py_VISIT(state->service);
     Py_VISIT(state->tap);
+    Py_VISIT(state->tap_filter);
+    Py_VISIT(state->tally);
     Py_VISIT(state->load);
     Py_VISIT(state->ring_error);
     Py_VISIT(state->grant_error);
@@ -172,6 +177,8 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->unit);
     Py_CLEAR(state->service);
     Py_CLEAR(state->tap);
+    Py_CLEAR(state->tap_filter);
+    Py_CLEAR(state->tally);
     Py_CLEAR(state->load);
     Py_CLEAR(state->ring_error);
     Py_CLEAR(state->grant_error);

@@ -11,6 +11,7 @@ enum { ANSWER_BYTES = 128, UNITS_MAX = 256 };
 struct place {
     unsigned char address[8];
     struct unit *unit;
+    struct tally *tally; /* NULL: what is executed is not counted there */
     _Atomic bool attention;
 };
 

@@ -12,6 +12,7 @@ typedef struct {
     PyObject_HEAD struct load load;
     PyObject *ring;
     Py_buffer table; /* of grants; none without a buf */
+    Py_buffer list;  /* of operations; the same */
     bool running;    /* then all but stop, interrupt and the figures is refused */
 } Load;
 
@@ -115,6 +116,33 @@ static void free_request(struct load_request *request) {
     *request = (struct load_request){0};
 }
 
+static void let_go_of_list(Load *self) {
+    if (!self->list.buf)
+        return;
+    PyBuffer_Release(&self->list);
+    self->list.buf = NULL;
+    self->load.list = NULL;
+    self->load.listed = self->load.next_block = 0;
+}
+
+/* Take over a list of operations, or None; false with an exception. */
+static bool take_list(Load *self, PyObject *operations) {
+    let_go_of_list(self);
+    if (operations == Py_None)
+        return true;
+    if (PyObject_GetBuffer(operations, &self->list, PyBUF_SIMPLE))
+        return false;
+    if (!self->list.len || self->list.len % (Py_ssize_t)sizeof *self->load.list ||
+        (uintptr_t)self->list.buf % sizeof *self->load.list) {
+        let_go_of_list(self);
+        PyErr_SetString(PyExc_ValueError, "operations are an array of 64-bit numbers");
+        return false;
+    }
+    self->load.list = self->list.buf;
+    self->load.listed = (uint64_t)self->list.len / sizeof *self->load.list;
+    return true;
+}
+
 static void let_go(Load *self) {
     struct load *load = &self->load;
     for (uint32_t i = 0; load->place && i < load->depth; i++) {
@@ -124,6 +152,7 @@ static void let_go(Load *self) {
     if (self->table.buf)
         PyBuffer_Release(&self->table);
     self->table.buf = NULL;
+    let_go_of_list(self);
     close_fd(&load->wake);
     close_fd(&load->incoming);
     close_fd(&load->outgoing);
@@ -219,17 +248,19 @@ static PyObject *prepare(PyObject *object, PyObject *args, PyObject *kwargs) {
 }
 
 static PyObject *begin(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"duration_ns", "commands", NULL};
+    static char *names[] = {"duration_ns", "commands", "operations", NULL};
     struct load *load = open_load(self);
     unsigned long long duration_ns, commands;
-    if (!load ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "$KK:begin", names, &duration_ns, &commands))
+    PyObject *operations = Py_None;
+    if (!load || !PyArg_ParseTupleAndKeywords(args, kwargs, "KK|$O:begin", names, &duration_ns,
+                                              &commands, &operations))
         return NULL;
     if (load_outstanding(load)) {
         PyErr_SetString(PyExc_ValueError, "commands of the last run are outstanding");
         return NULL;
     }
-    bool reads = load->mixed || load->read_percent, writes = load->mixed || !load->read_percent;
+    bool reads = load->mixed || load->read_percent || operations != Py_None;
+    bool writes = load->mixed || !load->read_percent || operations != Py_None;
     for (uint32_t i = 0; i < load->depth; i++) {
         const struct load_request *request = load->place[i].request;
         if ((reads && !request[0].length) || (writes && !request[1].length)) {
@@ -237,6 +268,8 @@ static PyObject *begin(PyObject *self, PyObject *args, PyObject *kwargs) {
             return NULL;
         }
     }
+    if (!take_list((Load *)self, operations))
+        return NULL;
     load_begin(load, duration_ns, commands);
     Py_RETURN_NONE;
 }

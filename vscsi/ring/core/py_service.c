@@ -2,9 +2,11 @@
 /* Service: a struct service and what it holds of others. */
 #include "binding.h"
 #include "py_grants.h"
+#include "py_tally.h"
 #include "py_tap.h"
 #include "py_unit.h"
 #include "service.h"
+#include "wait.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -16,7 +18,8 @@ typedef struct {
     PyObject *ring;
     PyObject *grants; /* NULL for None */
     PyObject *tap;
-    PyObject *units[UNITS_MAX]; /* of each place */
+    PyObject *units[UNITS_MAX];   /* of each place */
+    PyObject *tallies[UNITS_MAX]; /* the same */
     struct held_region {
         Py_ssize_t count;
         Py_buffer *buffers;
@@ -117,8 +120,10 @@ static void let_go(Service *self) {
         later_close(&self->service.later);
     while (self->service.regions.count)
         drop_region(self, 0);
-    for (size_t i = 0; i < self->service.places; i++)
+    for (size_t i = 0; i < self->service.places; i++) {
         Py_CLEAR(self->units[i]);
+        Py_CLEAR(self->tallies[i]);
+    }
     self->service.places = 0;
     close_fd(&self->service.wake);
     close_fd(&self->service.incoming);
@@ -210,12 +215,12 @@ static struct place *find_place(struct service *service, const unsigned char *ad
 }
 
 static PyObject *put_unit(PyObject *self, PyObject *args) {
-    PyTypeObject *unit_type = ((struct core_state *)PyType_GetModuleState(Py_TYPE(self)))->unit;
+    const struct core_state *state = PyType_GetModuleState(Py_TYPE(self));
     struct service *service = open_service(self);
     struct place wanted;
-    PyObject *unit;
-    if (!service ||
-        !PyArg_ParseTuple(args, "O&O!:put_unit", convert_address, &wanted, unit_type, &unit))
+    PyObject *unit, *tally;
+    if (!service || !PyArg_ParseTuple(args, "O&O!O!:put_unit", convert_address, &wanted,
+                                      state->unit, &unit, state->tally, &tally))
         return NULL;
     struct place *place = find_place(service, wanted.address);
     if (!place) {
@@ -224,19 +229,24 @@ static PyObject *put_unit(PyObject *self, PyObject *args) {
         place = &service->place[service->places++];
         memcpy(place->address, wanted.address, sizeof place->address);
     }
-    PyObject **slot = &((Service *)self)->units[place - service->place];
-    PyObject *old = *slot;
-    *slot = Py_NewRef(unit);
+    size_t at = (size_t)(place - service->place);
+    PyObject *old_unit = ((Service *)self)->units[at], *old_tally = ((Service *)self)->tallies[at];
+    ((Service *)self)->units[at] = Py_NewRef(unit);
+    ((Service *)self)->tallies[at] = Py_NewRef(tally);
     place->unit = &((Unit *)unit)->unit;
+    place->tally = &((Tally *)tally)->tally;
     atomic_store(&place->attention, true);
-    Py_XDECREF(old);
+    Py_XDECREF(old_unit);
+    Py_XDECREF(old_tally);
     Py_RETURN_NONE;
 }
 
 static PyObject *clear_units(PyObject *self, PyObject *Py_UNUSED(ignored)) {
     struct service *service = &((Service *)self)->service;
-    for (size_t i = 0; i < service->places; i++)
+    for (size_t i = 0; i < service->places; i++) {
         Py_CLEAR(((Service *)self)->units[i]);
+        Py_CLEAR(((Service *)self)->tallies[i]);
+    }
     service->places = 0;
     Py_RETURN_NONE;
 }
@@ -320,7 +330,30 @@ static PyObject *close_service(PyObject *self, PyObject *Py_UNUSED(ignored)) {
 
 static PyObject *get_number(PyObject *self, void *offset) {
     const unsigned char *service = (const unsigned char *)&((Service *)self)->service;
-    return PyLong_FromUnsignedLongLong(*(const uint64_t *)(service + (uintptr_t)offset));
+    const _Atomic uint64_t *number = (const _Atomic uint64_t *)(service + (uintptr_t)offset);
+    return PyLong_FromUnsignedLongLong(atomic_load_explicit(number, memory_order_relaxed));
+}
+
+static PyObject *get_taken_ns(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLongLong(((Service *)self)->service.message_ns);
+}
+
+static PyObject *get_in_flight(PyObject *self, void *Py_UNUSED(closure)) {
+    const struct service *service = &((Service *)self)->service;
+    return PyLong_FromUnsignedLong(atomic_load_explicit(&service->in_flight, memory_order_relaxed));
+}
+
+static int set_others(PyObject *self, PyObject *value, void *Py_UNUSED(closure)) {
+    return value && convert_u32(value, &((Service *)self)->service.others) ? 0 : -1;
+}
+
+static PyObject *get_others(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLong(((Service *)self)->service.others);
+}
+
+static PyObject *get_most_in_flight(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLongLong(
+        peak_read(&((Service *)self)->service.most_in_flight, now_ns()));
 }
 
 #define COUNTER(name) {#name, get_number, NULL, NULL, (void *)offsetof(struct service, name)}
@@ -371,7 +404,10 @@ static PyGetSetDef getset[] = {
     {"shown", get_shown, NULL, NULL, NULL},
     {"position", get_position, NULL, NULL, NULL},
     {"waiting", get_waiting, NULL, NULL, NULL},
-    COUNTER(taken_ns),
+    {"taken_ns", get_taken_ns, NULL, NULL, NULL},
+    {"in_flight", get_in_flight, NULL, NULL, NULL},
+    {"others", get_others, set_others, NULL, NULL},
+    {"most_in_flight", get_most_in_flight, NULL, NULL, NULL},
     COUNTER(executed),
     COUNTER(deferred),
     COUNTER(notifications_sent),

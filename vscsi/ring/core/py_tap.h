@@ -10,6 +10,9 @@ typedef struct {
     PyObject_HEAD struct tap *tap;
 } Tap;
 
+/* Whether bytes are entries as `take` returns them, and how many. */
+bool tap_entries_of(const unsigned char *bytes, size_t length, size_t *count);
+
 PyObject *py_tap_packets(PyObject *module, PyObject *args, PyObject *kwargs);
 
 #endif

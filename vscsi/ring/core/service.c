@@ -19,6 +19,7 @@ struct unit *service_unit(struct service *service, const unsigned char *address)
         if (memcmp(place->address, address, sizeof place->address))
             continue;
         service->opened = atomic_load(&place->unit->gate->opened); /* before all that it guards */
+        service->tally = place->tally;
         return atomic_load(&place->attention) ? NULL : place->unit;
     }
     return NULL;
@@ -66,8 +67,18 @@ static void count_answered(struct service *service) {
         const struct answered *each = &service->answered[i];
         histogram_add(&service->histograms.latency_ns[each->operation], now - each->taken_ns);
         histogram_add(&service->histograms.bytes[each->operation], each->bytes);
+        if (each->tally)
+            tally_add(&each->tally->row[each->tally->row_of[each->code]], now, now - each->taken_ns,
+                      each->bytes);
     }
     service->answered_count = 0;
+}
+
+/* Say how many commands are on the ring, as we saw it last, or under way. */
+static uint32_t note_in_flight(struct service *service, bool handed_up) {
+    uint32_t in_flight = service->batch + service->later.outstanding + service->others + handed_up;
+    atomic_store_explicit(&service->in_flight, in_flight, memory_order_relaxed);
+    return in_flight;
 }
 
 bool service_publish(struct service *service) {
@@ -75,27 +86,32 @@ bool service_publish(struct service *service) {
     ring_release(service->ring);
     int wanted = ring_publish(service->ring);
     count_answered(service);
+    note_in_flight(service, false);
     if (wanted > 0) {
         if (!service->later.outstanding || !is_full(service->outgoing))
             signal_event(service->outgoing);
-        service->notifications_sent++;
+        tally_add_to(&service->notifications_sent, 1);
     }
     return wanted != RING_BROKEN;
 }
 
-/* Show the tap a message; that of the command at hand, or the answer that is put next. */
-static void show(struct service *service, uint8_t way, const void *message, size_t bytes,
-                 uint32_t others) {
+/* Show the tap a message: that of the command at hand, or the answer that is put next to it. */
+static void show(struct service *service, uint8_t way, const struct command *command,
+                 const void *message, size_t bytes, uint32_t others) {
     bool request = way == WAY_TO_TARGET;
     struct tap_entry entry = {
         .time_ns = request ? service->taken_ns : now_ns(),
         .ring_index = request ? service->ring->take_index - 1 : service->ring->put_index,
         .in_flight = (uint16_t)(others + service->later.outstanding),
         .way = way,
-        .message = (uint32_t)bytes,
-        .descriptors = request ? service->copied_bytes : 0,
+        .message = (uint16_t)bytes,
+        .descriptors = request ? (uint16_t)service->copied_bytes : 0,
     };
-    tap_put(service->tap, entry, message, service->copied);
+    if (tap_wanted(service->tap) && command->operation == (request ? OP_WRITE : OP_READ))
+        tap_put_data(service->tap, entry, message, service->copied, command->segment,
+                     command->length);
+    else
+        tap_put(service->tap, entry, message, service->copied, NULL);
 }
 
 void service_init(struct service *service, struct command *commands, size_t count,
@@ -140,19 +156,26 @@ static void release(struct service *service, struct command *command) {
         service->protocol->release(service, command);
 }
 
-/* Put the answer to a command that ended well; others: taken, unanswered, and not under way. */
+/*
+ * Put the answer to a command that ended well, whose memory is still ours; others: taken,
+ * unanswered, and not under way.
+ */
 static void answer(struct service *service, const struct command *command, bool shown,
                    uint32_t others) {
     unsigned char message[ANSWER_BYTES];
     size_t bytes = service->protocol->answer(service, command, message);
-    service->executed++;
+    tally_add_to(&service->executed, 1);
     if (service->answered_count == SERVICE_ANSWERED)
         count_answered(service);
     if (service->counting)
         service->answered[service->answered_count++] =
-            (struct answered){command->operation, command->length, command->taken_ns};
+            (struct answered){.operation = command->operation,
+                              .bytes = command->length,
+                              .taken_ns = command->taken_ns,
+                              .tally = command->tally,
+                              .code = command->code};
     if (shown)
-        show(service, WAY_TO_INITIATOR, message, bytes, others);
+        show(service, WAY_TO_INITIATOR, command, message, bytes, others);
     if (!ring_put(service->ring, message, bytes, false))
         ring_break(service->ring, "the peer leaves no room for answers");
 }
@@ -163,13 +186,14 @@ static unsigned reap(struct service *service) {
     struct command *command;
     while ((command = later_take(&service->later))) {
         unit_leave(command->unit);
+        if (!command->error)
+            answer(service, command, command->shown, service->batch);
         release(service, command);
         if (command->error) {
             command->next = NULL;
             *service->failed_end = command;
             service->failed_end = &command->next;
         } else {
-            answer(service, command, command->shown, service->batch);
             answered++;
             put_unused(service, command);
         }
@@ -203,7 +227,7 @@ static bool defer(struct service *service) {
     command->shown = service->shown;
     unit_enter_again(command->unit);
     service->command = take_unused(service);
-    service->deferred++;
+    tally_add_to(&service->deferred, 1);
     return true;
 }
 
@@ -215,9 +239,16 @@ static enum execution execute(struct service *service) {
     if (!service->protocol || !service->protocol->read(service, service->slot, command))
         return HANDED_UP;
     command->taken_ns = service->taken_ns;
+    command->tally = service->tally;
     service->shown = tap_is_active(service->tap);
+    if (service->shown && command->operation == OP_UNMAP) {
+        service->shown = false; /* Python shows its parameter list; we have only what that says */
+        release(service, command);
+        return HANDED_UP;
+    }
     if (service->shown)
-        show(service, WAY_TO_TARGET, service->slot, service->slot_bytes, service->position);
+        show(service, WAY_TO_TARGET, command, service->slot, service->slot_bytes,
+             service->position);
     if (service->later.outstanding && (command->barrier || command->operation == OP_FLUSH))
         drain(service);
     bool done = false;
@@ -230,11 +261,10 @@ static enum execution execute(struct service *service) {
         }
         done = !error; /* an error is Python's to meet again, and to word */
     }
+    if (done)
+        answer(service, command, service->shown, service->batch - 1);
     release(service, command);
-    if (!done)
-        return HANDED_UP;
-    answer(service, command, service->shown, service->batch - 1);
-    return ANSWERED;
+    return done ? ANSWERED : HANDED_UP;
 }
 
 /* Hand up the first command that failed; nothing is under way. */
@@ -244,6 +274,7 @@ static enum service_event hand_up_failed(struct service *service) {
         service->failed_end = &service->failed;
     memcpy(service->slot, kept_slot(service, command), service->slot_bytes);
     service->shown = command->shown;
+    service->message_ns = command->taken_ns;
     put_unused(service, command);
     return SERVICE_MESSAGE;
 }
@@ -252,12 +283,14 @@ static enum service_event hand_up_failed(struct service *service) {
 static void hold(struct service *service) {
     memcpy(service->held_slot, service->slot, service->slot_bytes);
     service->held_shown = service->shown;
+    service->held_ns = service->message_ns;
     service->held = true;
 }
 
 static enum service_event take_held(struct service *service) {
     memcpy(service->slot, service->held_slot, service->slot_bytes);
     service->shown = service->held_shown;
+    service->message_ns = service->held_ns;
     service->held = false;
     return SERVICE_MESSAGE;
 }
@@ -295,7 +328,7 @@ static void sleep_for_event(struct service *service) {
     if (fds[2].revents) {
         clear_event(service->incoming);
         service->idle_events++;
-        service->notifications_received++;
+        tally_add_to(&service->notifications_received, 1);
     }
 }
 
@@ -307,6 +340,7 @@ static enum execution take(struct service *service, int waiting, bool native) {
         service->batch = (uint32_t)waiting;
         service->position = 0;
         service->taken_ns = now_ns();
+        peak_note(&service->most_in_flight, service->taken_ns, note_in_flight(service, false));
     }
     if (service->position % TOGETHER == 0)
         ring_prefetch(service->ring, service->batch < TOGETHER ? service->batch : TOGETHER);
@@ -314,6 +348,7 @@ static enum execution take(struct service *service, int waiting, bool native) {
     if (native && service->protocol && service->batch > 1)
         service->protocol->hint(service, ring_next(service->ring));
     service->idle_events = 0;
+    service->message_ns = service->taken_ns;
     service->shown = false;
     service->copied_bytes = 0;
     enum execution execution = native ? execute(service) : HANDED_UP;
@@ -382,5 +417,6 @@ enum service_event service_run(struct service *service, bool native) {
     drain(service);
     if (event != SERVICE_BROKEN && !service_publish(service))
         event = SERVICE_BROKEN;
+    note_in_flight(service, event == SERVICE_MESSAGE);
     return event;
 }

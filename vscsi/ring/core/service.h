@@ -12,6 +12,7 @@
 #include "protocol.h"
 #include "regions.h"
 #include "ring.h"
+#include "tally.h"
 #include "tap.h"
 
 enum {
@@ -36,6 +37,8 @@ struct answered {
     enum operation operation;
     uint32_t bytes;
     uint64_t taken_ns;
+    struct tally *tally;
+    uint8_t code;
 };
 
 struct service {
@@ -56,13 +59,18 @@ struct service {
     uint32_t batch, position; /* how many; those before the one at hand */
     bool shown;               /* the slot at hand, to the tap */
     struct unit *inside;      /* whose gate we have passed, or NULL */
+    struct tally *tally;      /* of the addressed unit */
     uint32_t opened;          /* how often the gate of the addressed unit was, before the look */
     bool counting;            /* into the histograms: always, unless their cost is being measured */
     struct service_histograms histograms;
     struct answered answered[SERVICE_ANSWERED];
     unsigned answered_count;
-    uint64_t executed, deferred, notifications_sent, notifications_received;
+    _Atomic uint64_t executed, deferred, notifications_sent, notifications_received;
+    struct peak most_in_flight; /* on the ring, here, and Python's */
+    _Atomic uint32_t in_flight;
+    uint32_t others; /* commands that Python has under way, the one handed up not counted */
     unsigned char slot[RING_MAX_SLOT];
+    uint64_t message_ns;                  /* when what is in there was seen */
     unsigned char copied[SERVICE_COPIED]; /* the segment descriptors that it points to */
     uint32_t copied_bytes;
     /* At most LATER_MAX; the first ones have been used. */
@@ -74,6 +82,7 @@ struct service {
     struct command *failed, **failed_end; /* in a row: Python's, once nothing is under way */
     /* A message that waits for those. */
     bool held, held_shown;
+    uint64_t held_ns;
     unsigned char held_slot[RING_MAX_SLOT];
     struct later later;
 };

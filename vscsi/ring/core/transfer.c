@@ -20,11 +20,19 @@ static ssize_t move(int fd, bool writing, const struct iovec *segments, int coun
     return (writing ? pwritev : preadv)(fd, segments, count, offset);
 }
 
+static void skip(struct iovec *segment, ssize_t bytes) {
+    segment->iov_base = (unsigned char *)segment->iov_base + bytes;
+    segment->iov_len -= (size_t)bytes;
+}
+
 int transfer(int fd, bool writing, struct iovec *segments, int count, uint64_t offset,
              size_t length) {
+    size_t into = 0; /* what is moved of the first segment */
     while (length) {
         int few = count < IOV_MAX ? count : IOV_MAX;
+        skip(segments, (ssize_t)into);
         ssize_t moved = move(fd, writing, segments, few, (off_t)offset);
+        skip(segments, -(ssize_t)into);
         if (moved == (ssize_t)length)
             return 0;
         if (moved < 0 && errno == EINTR)
@@ -33,13 +41,12 @@ int transfer(int fd, bool writing, struct iovec *segments, int count, uint64_t o
             return moved ? errno : EIO;
         offset += (uint64_t)moved;
         length -= (size_t)moved;
-        while (count && (size_t)moved >= segments->iov_len) {
-            moved -= (ssize_t)segments->iov_len;
+        into += (size_t)moved;
+        while (count && into >= segments->iov_len) {
+            into -= segments->iov_len;
             segments++;
             count--;
         }
-        segments->iov_base = (unsigned char *)segments->iov_base + moved;
-        segments->iov_len -= (size_t)moved;
     }
     return 0;
 }

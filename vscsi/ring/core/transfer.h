@@ -7,7 +7,7 @@
 
 /*
  * Repeat preadv or pwritev until `length` bytes are moved: they stop early, and take IOV_MAX
- * segments. 0 or an errno; EIO where the file ends inside the range. Changes the iovecs.
+ * segments. 0 or an errno; EIO where the file ends inside the range. Leaves the iovecs as they are.
  */
 int transfer(int fd, bool writing, struct iovec *segments, int count, uint64_t offset,
              size_t length);

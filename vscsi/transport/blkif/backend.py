@@ -13,7 +13,6 @@ from vscsi.domain.negotiate import (
     MAX_SEGMENTS,
     Limits,
     accept_protocol,
-    accept_queues,
     accept_rings,
     ring_keys,
 )
@@ -21,6 +20,7 @@ from vscsi.domain.xenbus import Keys, Reader
 from vscsi.ring import RingEnd, Service
 from vscsi.target.disk import Disk
 from vscsi.transport.backend import Connection, Peer, RingBackend
+from vscsi.transport.tally import Asked, Ended
 from vscsi.transport.tap import RingPath, TapSwitch
 from vscsi.wire.blkif import (
     LAYOUTS,
@@ -58,10 +58,11 @@ class Gathering:
     slot: bytes
     missing: int
     """Segment blocks."""
+    taken_ns: int
 
 
 class BlkifBackend(RingBackend):
-    """One vbd: reads and writes of a disk's store, in the order in which they come.
+    """A queue of a vbd: reads and writes of a disk's store, in the order in which they come.
 
     The disk is the one that the SCSI paths serve: its write protection, its write cache
     setting and its atomic commands hold here too. Requests are executed by the ring's own thread,
@@ -77,9 +78,11 @@ class BlkifBackend(RingBackend):
         tap: TapSwitch,
         disk: Disk,
         default_layout: Layout = NATIVE,
+        *,
+        queue: int = 0,
     ) -> None:
         """default_layout is what a frontend means that does not say (io/blkif.h: ours)."""
-        super().__init__(peer, device, tap)
+        super().__init__(peer, device, tap, queue)
         self.disk = disk
         self.store = disk.store
         self.block_size = disk.block_size
@@ -87,6 +90,8 @@ class BlkifBackend(RingBackend):
         self._layout = default_layout
         self._max_segments = SEGMENTS
         self._gathering: Gathering | None = None
+        self._read_data = b""
+        """What the tap wants of what the request at hand has read."""
 
     def features(self) -> Keys:
         """Return what is published before InitWait."""
@@ -111,7 +116,6 @@ class BlkifBackend(RingBackend):
         self._layout = LAYOUTS[
             accept_protocol(frontend, self._default_layout.protocol, tuple(LAYOUTS))
         ]
-        accept_queues(frontend)
         (references,) = accept_rings(frontend, MAX_RING_ORDER)
         limits = Limits.accept(frontend, OFFERED, OFFERED.requests)
         self._max_segments = limits.segments if self._layout.segment_blocks else SEGMENTS
@@ -125,12 +129,13 @@ class BlkifBackend(RingBackend):
             "blkif32" if packed else "blkif64",
         )
         if self.disk.native is not None:
-            service.put_unit(NATIVE_ADDRESS, self.disk.native)
+            service.put_unit(NATIVE_ADDRESS, self.disk.native, self.counts.blkif(self.disk).tally)
             service.set_attention(NATIVE_ADDRESS, False)  # SCSI's unit attentions are not for here
         path = RingPath(
             Protocol.BLKIF,
             self.peer.domain,
             self.device,
+            queue=self.queue,
             layout=LayoutCode.X86_32 if packed else LayoutCode.X86_64,
             parameters=(
                 ("ring-pages", str(len(references))),
@@ -161,24 +166,26 @@ class BlkifBackend(RingBackend):
             missing = 0
             if request.operation <= Operation.FLUSH_DISKCACHE and self._max_segments > SEGMENTS:
                 missing = slots_of(request.nr_segments) - 1
-            gathering = Gathering(request, slot, missing)
+            connection = self.connection
+            taken_ns = connection.service.taken_ns if connection is not None else 0
+            gathering = Gathering(request, slot, missing, taken_ns)
         else:
             gathering.request.segments.extend(self._layout.parse_segment_block(slot))
             gathering.slot += slot
             gathering.missing -= 1
         self._gathering = gathering if gathering.missing else None
         if not gathering.missing:
-            self._request(gathering.request, gathering.slot)
+            self._request(gathering.request, gathering.slot, gathering.taken_ns)
 
-    def _request(self, request: Container, slot: bytes) -> None:
-        operation = request.operation
+    def _request(self, request: Container, slot: bytes, taken_ns: int) -> None:
+        operation, length, self._read_data = request.operation, 0, b""
         perform = self._operations.get(operation)
         try:
             descriptors = self._shown(request, slot)
             if perform is None:
                 status = RspStatus.EOPNOTSUPP
             else:
-                perform(self, request, descriptors)
+                length = perform(self, request, descriptors)
                 status = RspStatus.OKAY
         except WireError:
             self.statistics.wire_errors += 1
@@ -191,7 +198,12 @@ class BlkifBackend(RingBackend):
         response = self._layout.build_response(
             id=request.id, operation=operation, status=int(status)
         )
-        self.answer(response, slots=len(slot) // self._layout.slot_size)
+        counts = self.counts.blkif(self.disk)
+        asked = Asked(self.disk, counts, counts.row(operation), taken_ns)
+        failure = None if status is RspStatus.OKAY else (status.name, "")
+        ended = Ended(asked, length, failure)
+        slots = len(slot) // self._layout.slot_size
+        self.answer(response, slots=slots, ended=ended, data=self._read_data)
 
     def _shown(self, request: Container, slot: bytes) -> bytes:
         """Show a request to the tap; return its indirect descriptors, copied once."""
@@ -203,39 +215,43 @@ class BlkifBackend(RingBackend):
             self.show_request(slot, descriptors)
         return descriptors
 
-    # Operations. Each raises WireError for a bad request, OSError for what the store says.
+    # Operations. Each returns the bytes that it moved, and raises WireError for a bad request,
+    # OSError for what the store says.
 
-    def _read_write(self, request: Container, _descriptors: bytes) -> None:
+    def _read_write(self, request: Container, _descriptors: bytes) -> int:
         count = request.nr_segments
         flushes = request.operation in (Operation.WRITE_BARRIER, Operation.FLUSH_DISKCACHE)
         if count > self._max_segments or not (count or flushes):
             raise WireError(f"{count} segments")
-        self._transfer(request.operation, request.sector_number, request.segments[:count])
+        segments = request.segments[:count]
+        return self._transfer(request.operation, request.sector_number, segments)
 
-    def _indirect(self, request: Container, descriptors: bytes) -> None:
+    def _indirect(self, request: Container, descriptors: bytes) -> int:
         if request.indirect_op not in (Operation.READ, Operation.WRITE):
             raise WireError(f"indirect operation {request.indirect_op}")
-        self._transfer(request.indirect_op, request.sector_number, parse_segments(descriptors))
+        segments = parse_segments(descriptors)
+        return self._transfer(request.indirect_op, request.sector_number, segments)
 
-    def _discard(self, request: Container, _descriptors: bytes) -> None:
+    def _discard(self, request: Container, _descriptors: bytes) -> int:
         offset, length = self._range(request.sector_number, request.nr_sectors)
         self._check_writable()
         with self.disk.writing.shared():
             self.store.discard(offset, length)
         if not self.disk.write_cache_enabled:
             self.store.flush()
+        return 0
 
-    def _transfer(self, operation: int, sector: int, segments: list[Container]) -> None:
+    def _transfer(self, operation: int, sector: int, segments: list[Container]) -> int:
         if not segments:
             self.store.flush()
-            return
+            return 0
         writes = operation != Operation.READ
         if writes:
             self._check_writable()
         views_of = [(segment.first_sect, segment.last_sect) for segment in segments]
         if any(not first <= last <= LAST_SECTOR_OF_PAGE for first, last in views_of):
             raise WireError("a segment's sectors are not within its page")
-        offset, _ = self._range(sector, sum(last - first + 1 for first, last in views_of))
+        offset, length = self._range(sector, sum(last - first + 1 for first, last in views_of))
         mapping = self.peer.grants.map([segment.gref for segment in segments], readonly=writes)
         try:
             views = [
@@ -247,14 +263,17 @@ class BlkifBackend(RingBackend):
             if durable:
                 self.store.flush()
             if writes:
+                self.show_data(views)
                 with self.disk.writing.shared():
                     self.store.writev(offset, views)
             else:
                 self.store.readv(offset, views)
+                self._read_data = self._ring_tap.data(views, length)
             if durable or (writes and not self.disk.write_cache_enabled):
                 self.store.flush()
         finally:
             mapping.unmap()
+        return length
 
     def _copy_indirect(self, request: Container) -> bytes:
         """Return the segment descriptors of the indirect pages, copied once."""
@@ -279,7 +298,7 @@ class BlkifBackend(RingBackend):
             raise WireError(f"{sectors} sectors at {sector}")
         return offset, length
 
-    _operations: ClassVar[dict[int, Callable[["BlkifBackend", Container, bytes], None]]] = {
+    _operations: ClassVar[dict[int, Callable[["BlkifBackend", Container, bytes], int]]] = {
         Operation.READ: _read_write,
         Operation.WRITE: _read_write,
         Operation.WRITE_BARRIER: _read_write,

@@ -99,8 +99,18 @@ class BlkifRing(RingInitiator[BlkRequest]):
         ring_order: int = RING_ORDER,
         protocol: str | None = X86_64.protocol,
         indirect: bool = True,
+        queues: int = 1,
+        first: RingInitiator[BlkRequest] | None = None,
     ) -> None:
-        super().__init__(directory, handle)
+        super().__init__(directory, handle, queues=queues, first=first)
+        self._again = partial(
+            type(self),
+            directory,
+            handle=handle,
+            ring_order=ring_order,
+            protocol=protocol,
+            indirect=indirect,
+        )
         self.identity = f"{directory.resolve()}:{handle}"
         """What makes it this disk, whoever connects."""
         self.disk = Disk(0, SECTOR_SIZE, False, False, False, False)
@@ -156,15 +166,14 @@ class BlkifRing(RingInitiator[BlkRequest]):
             self.max_segments = self._limits.segments
         return {}
 
-    def open(self) -> None:
-        """Connect, and find the layout out if none was published."""
-        super().open()
+    def another_queue(self) -> RingInitiator[BlkRequest]:
+        """Return a further ring for the same disk."""
+        return self._again(first=self)
+
+    def begin(self) -> None:
+        """Find the layout out if none was published."""
         if self._protocol is None:
-            try:
-                self._probe()
-            except TransportError:
-                self.close()
-                raise
+            self._probe()
         self.load_protocol = "blkif32" if self.layout is X86_32 else "blkif64"
 
     def _probe(self) -> None:

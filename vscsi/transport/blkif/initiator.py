@@ -8,7 +8,6 @@ cannot cross: so every refusal has the sense that the embedded target would give
 
 import errno
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +21,7 @@ from vscsi.target.disk import Disk
 from vscsi.target.router import TaskRouter
 from vscsi.transport.blkif.frontend import MAX_SECTORS, BlkifRing, BlkRequest, status_of
 from vscsi.transport.call import CallInitiator
+from vscsi.transport.gate import Gate
 from vscsi.transport.initiator import (
     Buffer,
     Command,
@@ -117,9 +117,9 @@ class BlkifInitiator(BlkifRing):
     empty before and after, HEAD OF QUEUE by going first; functions are answered NOT SUPPORTED.
     """
 
-    def open(self) -> None:
-        """Connect, and stand the local logical unit in front of the ring."""
-        super().open()
+    def begin(self) -> None:
+        """Stand the local logical unit in front of the ring."""
+        super().begin()
         disk = self.disk
         router = TaskRouter()
         store = RingStore(disk.size_bytes, readonly=disk.readonly, can_discard=disk.discard)
@@ -127,7 +127,8 @@ class BlkifInitiator(BlkifRing):
         router.add(0, self._unit)
         self._local = CallInitiator(router, NEXUS)
         self._gate = Gate()
-        self.guest.store.watch(f"{self._device.backend_path}/sectors", self._look_at_size)
+        if self._first is self:
+            self.guest.store.watch(f"{self._device.backend_path}/sectors", self._look_at_size)
 
     def _look_at_size(self, _path: str) -> None:
         """Take over the size that the backend publishes, if it has changed."""
@@ -240,9 +241,10 @@ class BlkifInitiator(BlkifRing):
             )
 
     def request(self, request: BlkRequest) -> None:
-        """Put a request on the ring; one that the channel refuses is done with the error."""
+        """Put a request on the shortest ring; what the channel refuses is done with the error."""
+        queue = min(self.queues, key=lambda each: each.load)
         try:
-            self.enqueue([request])
+            queue.enqueue([request])
         except TransportError as error:
             request.done(error)
 
@@ -374,62 +376,6 @@ class Transfer:
 
         sector = self._sector + offset // SECTOR_SIZE
         self._path.request(BlkRequest(self._operation, done, sector, page_pieces([staging])))
-
-
-class Gate:
-    """Keeps ORDERED commands in order on a path that has no task attributes."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._ordered = False
-        self._held: deque[tuple[Command, Callable[[], None]]] = deque()
-        self._ready: deque[Callable[[], None]] = deque()
-        self._beginning = False
-
-    def enter(self, command: Command, begin: Callable[[], None]) -> None:
-        """Begin a command now, or when those before it allow it."""
-        with self._lock:
-            if command.attribute is not Attribute.HEAD_OF_QUEUE and (
-                self._held or self._ordered or self._must_wait(command)
-            ):
-                self._held.append((command, begin))
-                return
-            self._count(command)
-        begin()
-
-    def leave(self, command: Command) -> None:
-        """A command that began is done; begin those that may.
-
-        One thread begins them, one after the other: where the channel has failed each is done as
-        soon as it begins, and that must not nest.
-        """
-        with self._lock:
-            self._inside -= 1
-            if command.attribute is Attribute.ORDERED:
-                self._ordered = False
-            while self._held and not self._ordered and not self._must_wait(self._held[0][0]):
-                command, begin = self._held.popleft()
-                self._count(command)
-                self._ready.append(begin)
-            if self._beginning:
-                return
-            self._beginning = True
-        while (ready := self._next_ready()) is not None:
-            ready()
-
-    def _next_ready(self) -> Callable[[], None] | None:
-        with self._lock:
-            self._beginning = bool(self._ready)
-            return self._ready.popleft() if self._ready else None
-
-    def _must_wait(self, command: Command) -> bool:
-        return command.attribute is Attribute.ORDERED and self._inside > 0
-
-    def _count(self, command: Command) -> None:
-        self._inside += 1
-        if command.attribute is Attribute.ORDERED:
-            self._ordered = True
 
 
 def first_bytes(buffers: Sequence[Buffer], length: int) -> Iterator[Buffer]:

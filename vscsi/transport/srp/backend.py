@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The target's end of an SRP channel."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn, cast
@@ -25,6 +26,7 @@ from vscsi.target.base import (
     Function,
     Management,
     Nexus,
+    ServiceResponse,
     Task,
 )
 from vscsi.transport.backend import Connection, Peer, RingBackend
@@ -34,8 +36,10 @@ from vscsi.transport.srp.credits import Credits
 from vscsi.transport.srp.mads import MadServer
 from vscsi.transport.srp.port import SUPPORTED_FORMATS, LoginRejected, SrpPort
 from vscsi.transport.srp.regions import InvalidDescriptor, Region, Regions
+from vscsi.transport.tally import Asked, Ended
 from vscsi.transport.tap import RingPath, TapSwitch
 from vscsi.wire.errors import WireError
+from vscsi.wire.lun import encode, logical_unit_number
 from vscsi.wire.record import Protocol
 from vscsi.wire.srp import (
     IuType,
@@ -63,6 +67,8 @@ RSP_BYTES = 36
 class Pending:
     """What an accepted command needs when it is done."""
 
+    channel: "SrpBackend"
+    asked: Asked
     regions: list[Region] = field(default_factory=list)
 
 
@@ -71,9 +77,20 @@ class SrpBackend(RingBackend):
 
     kind: ClassVar[str] = "vsrp"
 
-    def __init__(self, peer: Peer, device: int, tap: TapSwitch, port: SrpPort) -> None:
-        super().__init__(peer, device, tap)
+    def __init__(
+        self,
+        peer: Peer,
+        device: int,
+        tap: TapSwitch,
+        port: SrpPort,
+        *,
+        queue: int = 0,
+        logins: "threading.Lock | None" = None,
+    ) -> None:
+        """logins: shared by the queues of one device, to log in and out one at a time."""
+        super().__init__(peer, device, tap, queue)
         self.port = port
+        self._logins = logins or threading.Lock()
         self._nexus: Nexus | None = None
         self._native: NativeUnits | None = None
 
@@ -105,6 +122,7 @@ class SrpBackend(RingBackend):
             Protocol.SRP,
             self.peer.domain,
             self.device,
+            queue=self.queue,
             parameters=(
                 ("ring-pages", str(pages)),
                 ("slot-size", str(slot_size)),
@@ -128,7 +146,7 @@ class SrpBackend(RingBackend):
             # Only its buffer descriptors can be wrong: that costs the command, not the channel.
             self.statistics.wire_errors += 1
             self._spend_credit()
-            self._respond(tag_of(unit), code=RspCode.REQUEST_FIELDS_INVALID)
+            self._refuse(tag_of(unit), self._asked(bytes(8), b""))
             return
         handler = self._handlers.get(iu.type)
         if handler is None:
@@ -157,7 +175,7 @@ class SrpBackend(RingBackend):
         units = self.port.target.units()
         if self._native is None or self._native.of is not units:
             self._end_native()
-            self._native = NativeUnits(service, nexus, units)
+            self._native = NativeUnits(service, nexus, units, self.counts)
         self._native.refresh()
         return True
 
@@ -172,7 +190,8 @@ class SrpBackend(RingBackend):
         try:
             if self._nexus is not None:
                 raise LoginRejected(LoginRejectReason.CHANNEL_LIMIT_REACHED)
-            nexus = self.port.login(self, self.peer.domain, request, self._max_iu_length)
+            with self._logins:
+                nexus, flags = self.port.login(self, self.peer.domain, request, self._max_iu_length)
         except LoginRejected as rejected:
             self._send(
                 IuType.LOGIN_REJ,
@@ -190,6 +209,7 @@ class SrpBackend(RingBackend):
             max_it_iu_length=self._max_iu_length,
             max_ti_iu_length=self._max_iu_length,
             supported_buffer_formats=SUPPORTED_FORMATS,
+            flags=flags,
         )
         self._nexus = nexus  # from here on events are reported: behind LOGIN_RSP
 
@@ -200,7 +220,12 @@ class SrpBackend(RingBackend):
         self._end_native()
         nexus, self._nexus = self._nexus, None
         if nexus is not None:
-            self.port.logout(nexus)
+            with self._logins:
+                self.port.logout(self, nexus)
+
+    def is_mine(self, task: Task) -> bool:
+        """Tell whether a task came over this channel."""
+        return isinstance(task.context, Pending) and task.context.channel is self
 
     def _logout(self, reason: TLogoutReason, why: str) -> NoReturn:
         self._send(IuType.T_LOGOUT, reason=reason)
@@ -209,7 +234,7 @@ class SrpBackend(RingBackend):
     # Commands and task management
 
     def _command(self, cmd: Container) -> None:
-        pending = Pending()
+        pending = Pending(self, self._asked(cmd.lun, cdb_of(cmd)))
         try:
             if cmd.additional_cdb_length & 3:
                 raise InvalidDescriptor("reserved bits of the additional CDB length are set")
@@ -232,13 +257,15 @@ class SrpBackend(RingBackend):
         except (InvalidDescriptor, ValueError):  # ValueError: a reserved attribute
             self.statistics.wire_errors += 1
             self._regions.release(pending.regions)
-            self._respond(cmd.tag, code=RspCode.REQUEST_FIELDS_INVALID)
+            self._refuse(cmd.tag, pending.asked)
             return
         self.count(+1)
+        self.show_data(task.data_out, task.cdb)
         self.port.target.submit(task)
 
     def _command_done(self, task: Task) -> None:
-        self._release(task)
+        data = self.data_in(task)
+        asked = self._release(task)
         data_out, data_in = residuals(task)
         flags = RspFlags(0)
         if data_out:
@@ -253,26 +280,41 @@ class SrpBackend(RingBackend):
             data_out_residual=abs(data_out),
             data_in_residual=abs(data_in),
             sense_data=sense,
+            ended=asked.ended(task),
+            data=data,
         )
 
     def _command_aborted(self, task: Task) -> None:
-        self._release(task)
+        self.counts.abort(self._release(task))
         self._credits.forgo()
         self._send_events()
 
-    def _release(self, task: Task) -> None:
-        self._regions.release(cast(Pending, task.context).regions)
+    def _release(self, task: Task) -> Asked:
+        pending = cast(Pending, task.context)
+        self._regions.release(pending.regions)
         self.count(-1)
+        return pending.asked
+
+    def _asked(self, lun: bytes, cdb: bytes) -> Asked:
+        number = logical_unit_number(lun)  # which has several LUNs
+        units = self.port.target.units()
+        return self.asked(units.get(encode(number)) if number is not None else None, cdb)
+
+    def _refuse(self, tag: int, asked: Asked) -> None:
+        code = RspCode.REQUEST_FIELDS_INVALID
+        self._respond(tag, code=code, ended=Ended(asked, failure=(code.name, "")))
 
     def _manage(self, iu: Container) -> None:
         try:
             function = Function(iu.function)
         except ValueError:
+            self.counts.manage(None, ServiceResponse.NOT_SUPPORTED)
             self._respond(iu.tag, code=RspCode.TASK_MANAGEMENT_NOT_SUPPORTED)
             return
         login = self._credits  # a new one at each login
 
         def done(request: Management) -> None:
+            self.counts.manage(function, request.response)
             self._respond(iu.tag, code=RspCode(request.response), login=login)
 
         self.port.target.manage(
@@ -285,6 +327,8 @@ class SrpBackend(RingBackend):
         *,
         code: RspCode | None = None,
         login: Credits | None = None,
+        ended: Ended | None = None,
+        data: bytes = b"",
         **fields: Any,
     ) -> None:
         """Answer a command (fields), or refuse it or end a management function (code).
@@ -299,7 +343,8 @@ class SrpBackend(RingBackend):
         delta = asked_in.give_back()
         if self._nexus is not None:
             iu = build_iu(IuType.RSP, tag=tag, request_limit_delta=delta, **fields)
-            self.answer(build_slot(SlotFormat.SRP, iu), valid=lambda: self._credits is asked_in)
+            slot = build_slot(SlotFormat.SRP, iu)
+            self.answer(slot, valid=lambda: self._credits is asked_in, ended=ended, data=data)
 
     def _logged_in(self) -> Nexus:
         if self._nexus is None:

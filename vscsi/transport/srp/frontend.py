@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The initiator's end of an SRP channel."""
 
+import itertools
 import secrets
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -24,6 +26,7 @@ from vscsi.domain.xenbus import Keys, Reader
 from vscsi.ring import RingEnd
 from vscsi.target.base import Function, ServiceResponse
 from vscsi.transport.frontend import CONNECT_TIMEOUT_S, RingInitiator
+from vscsi.transport.gate import Gate
 from vscsi.transport.initiator import (
     Buffer,
     Command,
@@ -52,6 +55,7 @@ from vscsi.wire.srp import (
     BufferFormats,
     IuType,
     LoginRejectReason,
+    LoginReqFlags,
     MemoryDescriptor,
     RspFlags,
     build_iu,
@@ -77,25 +81,44 @@ Request = Command | ManagementCommand
 
 
 class SrpInitiator(RingInitiator[Request]):
-    """An SRP initiator port with one channel over two one-way rings."""
+    """An SRP initiator port: a channel over two one-way rings, or one of several (queues).
+
+    Several are channels of one nexus (multi-channel action 1). A command takes the one with the
+    least to do; where ORDERED commands or task management meet several, those wait for all.
+    """
 
     kind: ClassVar[str] = "vsrp"
     load_protocol = "srp"
 
-    def __init__(self, directory: Path, *, handle: int = 0, ring_order: int = RING_ORDER) -> None:
-        super().__init__(directory, handle)
-        self.port_id = secrets.token_bytes(16)
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        handle: int = 0,
+        ring_order: int = RING_ORDER,
+        queues: int = 1,
+        first: "SrpInitiator | None" = None,
+    ) -> None:
+        super().__init__(directory, handle, queues=queues, first=first)
+        self._again = partial(SrpInitiator, directory, handle=handle, ring_order=ring_order)
+        self._port: SrpInitiator = first or self
+        """The first channel, which has what the port's channels share."""
+        self.port_id: bytes = secrets.token_bytes(16) if first is None else first.port_id
         self.partner = ""
         """What the target's end calls itself (adapter info)."""
         self._ring_order = ring_order
         self._limit = 0
         self._request_limit = 0
         self._max_iu_length = 0
-        self._next_tag = 0
+        self._tags = itertools.count()
+        """Unique among all channels of the nexus; of two on one channel the later is greater."""
+        self._gate = Gate()
         self._tables: dict[int, list[Buffer]] = {}
         self._asked: SlotFormat | None = None
         self._replies: deque[Container] = deque()
         self._arena: Arena | None = None
+        self._region: list[int] = []
+        """Grants of the arena."""
         self.on_event: Callable[[bytes, bytes], None] = lambda _lun, _sense: None
         """Called with LUN and sense data of each AER_REQ, from the receiver's thread."""
 
@@ -122,31 +145,39 @@ class SrpInitiator(RingInitiator[Request]):
             raise WireError(f"target-port-id of {len(self._target_port)} bytes")
         return {}
 
-    def open(self) -> None:
-        """Connect, register the memory for data, say who is here, and log in."""
-        super().open()
-        try:
-            self._register()
-            self._exchange_adapter_info()
-            self._login()
-        except (TransportError, WireError) as error:
-            self.close()
-            raise TransportError(f"vsrp cannot be connected: {error}") from error
+    def another_queue(self) -> RingInitiator[Request]:
+        """Return a further channel of this port."""
+        channel = self._again(first=self)
+        channel.on_event = lambda lun, sense: self.on_event(lun, sense)
+        return channel
 
-    def _register(self) -> None:
+    def begin(self) -> None:
+        """Register the memory for data, say who is here, and log in."""
+        if self._port is self:
+            memory = self.guest.memory
+            frames = memory.alloc(ARENA_BYTES // PAGE_SIZE, contiguous=True)
+            self._region = memory.grant(frames, BACKEND_DOMAIN, readonly=False)
+            self._arena = Arena(DATA_HANDLE, memory.view(frames[0], len(frames)))
+        else:
+            self._arena = self._port._arena
+        self._register(self._port._region)
+        self._exchange_adapter_info()
+        self._login()
+
+    def _register(self, references: Sequence[int]) -> None:
+        """Register what has these grants, in this order, as the memory for data."""
         memory = self.guest.memory
-        frames = memory.alloc(ARENA_BYTES // PAGE_SIZE, contiguous=True)
-        references = memory.grant(frames, BACKEND_DOMAIN, readonly=False)
         directory = build_directory(references)
         listing = memory.alloc(len(directory))
         for frame, page in zip(listing, directory, strict=True):
             memory.view(frame)[:] = page
         listed = memory.grant(listing, BACKEND_DOMAIN, readonly=True)
-        self._mad(MadType.REGISTER_REGION, handle=DATA_HANDLE, pages=len(frames), directory=listed)
+        self._mad(
+            MadType.REGISTER_REGION, handle=DATA_HANDLE, pages=len(references), directory=listed
+        )
         if memory.end_access(listed):
             raise WireError("the directory is still mapped after the answer")
         memory.free(listing)
-        self._arena = Arena(DATA_HANDLE, memory.view(frames[0], len(frames)))
 
     def _exchange_adapter_info(self) -> None:
         info = {
@@ -172,6 +203,7 @@ class SrpInitiator(RingInitiator[Request]):
                 tag=LOGIN_TAG,
                 requested_max_it_iu_length=self._max_iu_length,
                 required_buffer_formats=BufferFormats.DIRECT | BufferFormats.INDIRECT,
+                flags=LoginReqFlags.MULTI_CHANNEL if len(self._port.queues) > 1 else 0,
                 initiator_port_id=self.port_id,
                 target_port_id=self._target_port,
             ),
@@ -227,16 +259,71 @@ class SrpInitiator(RingInitiator[Request]):
                 f"a unit of {self._max_iu_length} bytes"
             )
         self.statistics.commands += 1
-        self.enqueue([command])
+        if len(self.queues) == 1:
+            self.enqueue([command])
+        else:
+            self.check_usable()
+            self._gate.enter(command, partial(self._begin_on_a_channel, command))
+
+    def _begin_on_a_channel(self, command: Command) -> None:
+        channel = min(self.queues, key=lambda each: each.load)
+        try:
+            channel.enqueue([command])
+        except TransportError as error:
+            command.error = error
+            self._finish(command)
+
+    def _finish(self, request: Request) -> None:
+        """Tell a request's owner that it is done."""
+        if isinstance(request, Command) and len(self._port.queues) > 1:
+            self._port._gate.leave(request)
+        finish(request)
 
     def manage(self, request: ManagementCommand) -> None:
         """Start a task management function."""
         if len(request.lun) != 8:
             raise TransportError(f"LUN of {len(request.lun)} bytes")
-        if request.managed is not None and self.recall(request.managed):
+        managed = request.managed
+        if request.function is not Function.ABORT_TASK and len(self.queues) > 1:
+            self._manage_all(request)
+        elif managed is None:
+            self.enqueue([request], first=True)
+        elif self._gate.withdraw(managed):
+            managed.error = TransportError("aborted by task management")
+            finish(managed)
             request.done(request)
-            return
-        self.enqueue([request], first=True)
+        elif any(channel.recall(managed) for channel in self.queues):
+            request.done(request)
+        else:  # behind the command, on the same ring
+            holds = (each for each in self.queues if each.in_flight.get(managed.tag) is managed)
+            next(holds, self).enqueue([request], first=True)
+
+    def _manage_all(self, request: ManagementCommand) -> None:
+        """Send a function over every channel, behind what it affects there; hold up the rest."""
+        left = len(self.queues)
+        lock = threading.Lock()
+
+        def done(part: ManagementCommand) -> None:
+            nonlocal left
+            with lock:
+                left -= 1
+                last = not left
+                request.error = request.error or part.error
+                if part.response is not ServiceResponse.FUNCTION_COMPLETE:
+                    request.response = part.response
+            if last:
+                self._gate.release(request.lun)
+                request.done(request)
+
+        self.check_usable()
+        self._gate.hold(request.lun)
+        for channel in self.queues:
+            part = ManagementCommand(request.lun, request.function, done)
+            try:
+                channel.enqueue([part], first=True)
+            except TransportError as error:
+                part.error = error
+                done(part)
 
     def room_for(self, request: Request) -> bool:
         """A slot, and credit; the last credit is for task management."""
@@ -245,7 +332,7 @@ class SrpInitiator(RingInitiator[Request]):
 
     def put(self, request: Request) -> None:
         """Send a CMD or TSK_MGMT."""
-        tag = request.tag = self._next_tag
+        tag = request.tag = next(self._port._tags)
         if isinstance(request, Command):
             tables: list[Buffer] = []
             try:
@@ -263,7 +350,6 @@ class SrpInitiator(RingInitiator[Request]):
                 function=request.function,
                 managed_tag=request.managed.tag if request.managed else 0,
             )
-        self._next_tag = (tag + 1) & (LOGIN_TAG - 1)
         self.send(SlotFormat.SRP, unit)
         self._limit -= 1
         self.in_flight[tag] = request
@@ -369,7 +455,7 @@ class SrpInitiator(RingInitiator[Request]):
         for ended in (request, *aborted):
             del self.in_flight[ended.tag]
         self._limit += rsp.request_limit_delta
-        return [*completions, partial(finish, request)]
+        return [*completions, partial(self._finish, request)]
 
     def _take(self, command: Command, rsp: Container, code: int) -> None:
         if code:
@@ -402,7 +488,7 @@ class SrpInitiator(RingInitiator[Request]):
         request.error = error
         if isinstance(request, Command):
             self._free_table(request)
-        return partial(finish, request)
+        return partial(self._finish, request)
 
     def _free_table(self, command: Command) -> None:
         self._free_all(self._tables.pop(command.tag, ()))

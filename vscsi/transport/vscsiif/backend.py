@@ -2,6 +2,7 @@
 """The backend end of vscsiif: what xen-scsiback does, for any target."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from operator import is_
 from typing import ClassVar, cast
 
@@ -25,6 +26,7 @@ from vscsi.target.base import (
 from vscsi.transport.backend import Connection, Peer, RingBackend
 from vscsi.transport.native import NativeUnits
 from vscsi.transport.outcome import residuals
+from vscsi.transport.tally import Asked, Ended
 from vscsi.transport.tap import RingPath, TapSwitch
 from vscsi.wire import cdb as cdbs
 from vscsi.wire import opcodes
@@ -57,6 +59,14 @@ _NO_ANSWER = {
     DeliveryFailure.TIMED_OUT: Host.TIME_OUT,
     DeliveryFailure.FAILED: Host.ERROR,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What a command needs when it is done."""
+
+    asked: Asked
+    mapping: GrantMapping | None
 
 
 class VscsiifBackend(RingBackend):
@@ -97,7 +107,12 @@ class VscsiifBackend(RingBackend):
         self._units = {}
         units = self._plug(fresh=True)
         self.target.attach(self._nexus)
-        path = RingPath(Protocol.VSCSIIF, self.peer.domain, self.device)
+        path = RingPath(
+            Protocol.VSCSIIF,
+            self.peer.domain,
+            self.device,
+            parameters=(("ring-pages", "1"), ("sg-grant-segments", str(SG_GRANT_SEGMENTS))),
+        )
         return Connection(ring, service, path), units
 
     def connected(self, _frontend: Reader) -> Keys:
@@ -161,7 +176,7 @@ class VscsiifBackend(RingBackend):
                 segments = parse_segments(descriptors)
         except WireError:
             self.show_request(slot, descriptors)
-            self._refuse(request.rqid, Host.ERROR)
+            self._refuse(request.rqid, Host.ERROR, self.asked(None, b""))
             return
         self.show_request(slot, descriptors)
         self._command(request, cdb, segments)
@@ -181,7 +196,10 @@ class VscsiifBackend(RingBackend):
                 for address, lun in plugged.items()
                 if lun in inventory and max(address) <= MAX_ADDRESS
             }
-            self._native, self._native_of = NativeUnits(service, self._nexus, units), of
+            self._native, self._native_of = (
+                NativeUnits(service, self._nexus, units, self.counts),
+                of,
+            )
         self._native.refresh()
         return True
 
@@ -210,8 +228,9 @@ class VscsiifBackend(RingBackend):
 
     def _command(self, request: Container, cdb: bytes, segments: list[Container]) -> None:
         lun = self._units.get((request.channel, request.id, request.lun))
+        asked = self.asked(self.target.units().get(lun) if lun is not None else None, cdb)
         if lun is None:
-            self._refuse(request.rqid, Host.NO_CONNECT)
+            self._refuse(request.rqid, Host.NO_CONNECT, asked)
             return
         mapping: GrantMapping | None = None
         views: list[memoryview] = []
@@ -228,9 +247,11 @@ class VscsiifBackend(RingBackend):
         except (WireError, ValueError):  # ValueError: no such direction
             if mapping is not None:
                 mapping.unmap()
-            self._refuse(request.rqid, Host.ERROR)
+            self._refuse(request.rqid, Host.ERROR, asked)
             return
         self.count(+1)
+        if direction is Direction.TO_DEVICE:
+            self.show_data(views, cdb)
         self.target.submit(
             Task(
                 nexus=self._nexus,
@@ -241,15 +262,15 @@ class VscsiifBackend(RingBackend):
                 data_in=views if direction is Direction.FROM_DEVICE else (),
                 done=self._done,
                 aborted=self._aborted,
-                context=mapping,
+                context=Pending(asked, mapping),
             )
         )
 
     def _done(self, task: Task) -> None:
-        self._release(task)
+        data = self.data_in(task)
+        asked = self._release(task)
         if task.delivery_failure is not None:
-            host = _NO_ANSWER[task.delivery_failure]
-            self.answer(build_response(rqid=task.tag, rslt=pack_rslt(Status.GOOD, host)))
+            self._fail(task.tag, _NO_ANSWER[task.delivery_failure], asked)
             return
         # The protocol has one unsigned residual, and stock frontends take it for an underflow.
         residual = max(0, *residuals(task))
@@ -259,29 +280,35 @@ class VscsiifBackend(RingBackend):
                 sense_buffer=task.sense[:SENSE_BUFFER_SIZE],
                 rslt=pack_rslt(task.status),
                 residual=residual,
-            )
+            ),
+            ended=asked.ended(task),
+            data=data,
         )
 
     def _aborted(self, task: Task) -> None:
         """Answer what was aborted too: a stock frontend frees its rqid only then."""
-        self._release(task)
+        self.counts.abort(self._release(task))
         self.answer(build_response(rqid=task.tag, rslt=pack_rslt(Status.GOOD, Host.RESET)))
 
-    def _release(self, task: Task) -> None:
-        mapping = cast("GrantMapping | None", task.context)
-        if mapping is not None:
-            mapping.unmap()
+    def _release(self, task: Task) -> Asked:
+        pending = cast(Pending, task.context)
+        if pending.mapping is not None:
+            pending.mapping.unmap()
         self.count(-1)
+        return pending.asked
 
     def _manage(self, request: Container) -> None:
         lun = self._units.get((request.channel, request.id, request.lun))
+        function = Function.ABORT_TASK if request.act == Act.ABORT else Function.LOGICAL_UNIT_RESET
         if lun is None:
+            self.counts.manage(function, ServiceResponse.INCORRECT_LOGICAL_UNIT)
             self.answer(build_response(rqid=request.rqid, rslt=RESET_FAILED))
             return
 
         connection = self.connection
 
         def done(management: Management) -> None:
+            self.counts.manage(function, management.response)
             complete = management.response is ServiceResponse.FUNCTION_COMPLETE
             rslt = RESET_SUCCESS if complete else RESET_FAILED
             # It may have waited for another guest's tasks, and for longer than this connection.
@@ -290,14 +317,17 @@ class VscsiifBackend(RingBackend):
                 valid=lambda: self.connection is connection,
             )
 
-        function = Function.ABORT_TASK if request.act == Act.ABORT else Function.LOGICAL_UNIT_RESET
         self.target.manage(
             Management(self._nexus, lun, function, done, managed_tag=request.ref_rqid)
         )
 
-    def _refuse(self, rqid: int, host: Host) -> None:
+    def _refuse(self, rqid: int, host: Host, asked: Asked) -> None:
         self.statistics.wire_errors += host is Host.ERROR
-        self.answer(build_response(rqid=rqid, rslt=pack_rslt(Status.GOOD, host)))
+        self._fail(rqid, host, asked)
+
+    def _fail(self, rqid: int, host: Host, asked: Asked) -> None:
+        response = build_response(rqid=rqid, rslt=pack_rslt(Status.GOOD, host))
+        self.answer(response, ended=Ended(asked, failure=(host.name, "")))
 
 
 def unit_keys(own: Reader) -> list[str]:
