@@ -133,7 +133,7 @@ def test_data_arrives_where_it_belongs(
     store.writev(0, [memoryview(content)])
     with native(ring, served, Workload("read", block, 3, 0, size), indirect=indirect) as (load, _):
         assert load.run(FOREVER_NS, commands=3).operations == 3
-        assert b"".join(bytes(buffer.view) for buffer in load._buffers) == content[:size]
+        assert b"".join(bytes(buffer.view) for buffer in load._places.buffers) == content[:size]
     workload = Workload("write", block, 3, 0, size, seed=2)
     with native(ring, served, workload, indirect=indirect) as (load, _):
         assert load.run(FOREVER_NS, commands=3).operations == 3

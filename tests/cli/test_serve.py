@@ -49,6 +49,23 @@ def test_it_says_what_it_serves_and_how_to_look_at_it(cli, start, image, run):
     assert server.end(signal.SIGTERM) == (0, "")
 
 
+def test_queues_and_their_cpus_are_asked_for(cli, start, image, run):
+    ours = sorted(os.sched_getaffinity(0))
+    cpus = f"{ours[0]},{ours[-1]}"
+    start("serve", image, "--dir", run, "--queues", 2, "--cpus", cpus)
+    for kind in ("srp", "blkif"):
+        with vscsi.connect(f"{kind}:{run}?queues=2") as hba:
+            assert hba.parameters()["queues"] == 2
+            assert hba.lun(0).read(0, 1) == bytes(512)
+    absent = max(ours) + 1000
+    for wrong in (f"{absent}", "0-", "", "x", f"{ours[0]}-{absent}"):
+        refused = cli("serve", image, "--dir", f"{run}2", "--cpus", wrong)
+        assert refused.returncode == 2
+        assert "CPUs" in refused.stderr
+    assert cli("serve", image, "--dir", f"{run}2", "--queues", 0).returncode == 2
+    assert "queues is 1 to" in cli("ls", f"srp:{run}?queues=0").stderr
+
+
 def test_for_programs_it_is_one_line(start, image, run):
     server = start("serve", image, "--dir", run, "--read-only", "--json", wait_on="{")
     document = json.loads(server.ready)

@@ -6,17 +6,40 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 from vscsi.bench.load import Clock, Counters, Run
-from vscsi.bench.workload import Workload
+from vscsi.bench.workload import Offered
 from vscsi.domain.base import DomainError
 from vscsi.target.base import Status
+from vscsi.transport.frontend import RingInitiator
 from vscsi.transport.initiator import Buffer, Command, Initiator, TransportError
-from vscsi.wire import cdb as cdbs
+from vscsi.transport.places import transfer
 from vscsi.wire.sense import Sense, parse_sense
 
 DRAIN_TIMEOUT_S = 30.0
 """How long commands may stay unanswered after the end of a run."""
+
+
+class Operations(Offered, Protocol):
+    """A workload as the loop takes it."""
+
+    @property
+    def depth(self) -> int:
+        """Commands outstanding at a time."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of each buffer."""
+
+    def check_blocks(self, block_length: int) -> None:
+        """Raise ValueError if a logical unit's blocks do not suit it."""
+
+    def operations(self) -> Iterator[tuple[bool, int]]:
+        """Yield (counts as a write, what `ClosedLoop.command` makes a command of) without end."""
+
+    def pattern(self) -> bytes:
+        """Return what a buffer has in it at first."""
 
 
 class ClosedLoop:
@@ -33,7 +56,7 @@ class ClosedLoop:
         initiator: Initiator,
         lun: bytes,
         block_length: int,
-        workload: Workload,
+        workload: Operations,
         *,
         clock: Clock = time.perf_counter_ns,
         drain_timeout_s: float = DRAIN_TIMEOUT_S,
@@ -89,7 +112,7 @@ class ClosedLoop:
     ) -> Command:
         """Return a command for one operation, of a buffer's length."""
         lba = offset // self.block_length
-        return command_for(self.lun, (buffer,), write, lba, self._blocks, done)
+        return transfer(self.lun, (buffer,), write, lba, self._blocks, done)
 
     def counters(self) -> Counters:
         """Return both ends' counters."""
@@ -206,32 +229,19 @@ class _Cycle:
             self.finished.set()
 
 
-def command_for(
-    lun: bytes,
-    buffers: Sequence[Buffer],
-    write: bool,
-    lba: int,
-    blocks: int,
-    done: Callable[[Command], None] = lambda _command: None,
-) -> Command:
-    """Return a READ(16) or WRITE(16) with its buffers."""
-    cdb = cdbs.build("WRITE(16)" if write else "READ(16)", lba=lba, blocks=blocks)
-    if write:
-        return Command(lun, cdb, done, data_out=buffers)
-    return Command(lun, cdb, done, data_in=buffers)
-
-
 def counters_of(initiator: Initiator) -> Counters:
     """Return both ends' counters; TransportError if the backend's does not answer."""
-    own, theirs = initiator.statistics, initiator.backend_statistics()
+    ends: Sequence[Initiator]
+    ends = initiator.queues if isinstance(initiator, RingInitiator) else [initiator]
+    theirs = initiator.backend_statistics()
 
     def number(key: str) -> int | None:
         value = theirs.get(key)
         return value if isinstance(value, int) else None
 
     return Counters(
-        frontend_notifications=own.notifications_sent,
-        frontend_staged_bytes=own.staged_bytes,
+        frontend_notifications=sum(end.statistics.notifications_sent for end in ends),
+        frontend_staged_bytes=sum(end.statistics.staged_bytes for end in ends),
         backend_notifications=number("notifications_sent"),
         backend_staged_bytes=number("staged_bytes"),
         backend_requests=number("requests"),

@@ -6,12 +6,14 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vscsi.bench.bare_loop import BareLoop, file_size
 from vscsi.bench.closed_loop import ClosedLoop
 from vscsi.bench.load import Load
 from vscsi.bench.machine import describe
 from vscsi.bench.native_loop import NativeLoop
+from vscsi.bench.queues_loop import QueuesLoop
 from vscsi.bench.result import Comparison, PathResult
 from vscsi.bench.workload import Workload
 from vscsi.domain.base import DomainError
@@ -20,6 +22,9 @@ from vscsi.transport.frontend import RingInitiator
 from vscsi.transport.hba import Hba, Lun, ScsiError
 from vscsi.transport.initiator import TransportError
 from vscsi.wire.errors import SetupError, WireError
+
+if TYPE_CHECKING:  # it needs libraries that a bench without captures does not
+    from vscsi.bench.captured import CapturedWorkload
 
 Progress = Callable[[str, float], None]
 """Called before a path's turn with its name and how long that takes, in s."""
@@ -77,7 +82,7 @@ class Wish:
 @contextmanager
 def opened(
     units: Sequence[tuple[str, int]],
-    wish: Wish,
+    wish: "Wish | CapturedWorkload",
     *,
     limit: Path | None = None,
     connect: Callable[[str], Hba] = connect,
@@ -101,7 +106,7 @@ def opened(
         for url, lun, _ in found:
             load = load_on(url, lun, workload, native=native, cpu=cpu)
             loads.append(stack.enter_context(closing(load)))
-        if limit is not None:
+        if limit is not None and isinstance(workload, Workload):
             loads.append(stack.enter_context(closing(BareLoop(limit, workload))))
         yield loads
 
@@ -117,7 +122,12 @@ def unit(stack: ExitStack, url: str, number: int, connect: Callable[[str], Hba])
 
 
 def load_on(
-    url: str, found: Lun, workload: Workload, *, native: bool = True, cpu: int | None = None
+    url: str,
+    found: Lun,
+    workload: "Workload | CapturedWorkload",
+    *,
+    native: bool = True,
+    cpu: int | None = None,
 ) -> Load:
     """Return the load on a logical unit; SetupError if it does not take the workload.
 
@@ -125,9 +135,12 @@ def load_on(
     """
     initiator, block_length = found.hba.initiator, found.capacity().block_length
     try:
+        if not isinstance(workload, Workload):
+            return workload.loop(url, initiator, found.address, block_length)
         if native and isinstance(initiator, RingInitiator):
             try:
-                return NativeLoop(url, initiator, found.address, block_length, workload, cpu=cpu)
+                loop = QueuesLoop if len(initiator.queues) > 1 else NativeLoop
+                return loop(url, initiator, found.address, block_length, workload, cpu=cpu)
             except TransportError as error:
                 reason = str(error)
         else:

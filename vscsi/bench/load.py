@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vscsi.bench.workload import Workload
+from vscsi.bench.workload import Offered
 
 Clock = Callable[[], int]
 """Returns nanoseconds from any start, never less than before."""
@@ -67,7 +67,10 @@ class Load(Protocol):
 
     name: str
     """What the user called the path."""
-    workload: Workload
+
+    @property
+    def workload(self) -> Offered:
+        """What it does."""
 
     def run(self, duration_ns: int) -> Run:
         """Work for a while, finish what is outstanding, and tell. Does not raise for the path."""

@@ -3,24 +3,20 @@
 
 import os
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-from vscsi.bench.closed_loop import DRAIN_TIMEOUT_S, command_for, counters_of, reason_of
+from vscsi.bench.closed_loop import DRAIN_TIMEOUT_S, counters_of, reason_of
 from vscsi.bench.load import Counters, Run
 from vscsi.bench.workload import Workload
-from vscsi.domain.base import PAGE_SIZE, DomainError
-from vscsi.ring import Load as NativeLoad
+from vscsi.domain.base import PAGE_SIZE
 from vscsi.transport.frontend import RingInitiator
-from vscsi.transport.initiator import Buffer, Command, TransportError
-from vscsi.transport.load import Template
+from vscsi.transport.initiator import Command, TransportError
+from vscsi.transport.places import UNLIMITED, Places
 
 POLL_NS = 50_000
 """How long an idle ring is watched before the load sleeps; as the backend's."""
-UNLIMITED = (1 << 64) - 1
 
 
 class NativeLoop:
@@ -60,90 +56,63 @@ class NativeLoop:
         self.name = name
         self.workload = workload
         self.initiator = initiator
-        self._lun = lun
-        self._block_length = block_length
         self._cpu = cpu
         self._drain_timeout_s = drain_timeout_s
-        self._page = PAGE_SIZE if indirect else workload.block_bytes
-        self._buffers: list[Buffer] = []
-        self._templates: list[Template] = []
-        self._load = self._native(poll_ns)
-        try:
-            for place in range(workload.depth):
-                self._prepare(place)
-        except (DomainError, TransportError):
-            self.close()
-            raise
-
-    def _native(self, poll_ns: int) -> NativeLoad:
-        ring, events = self.initiator.channel()
-        incoming, outgoing = events.fds
-        work, unit = self.workload, self.initiator.address_bytes or self._block_length
-        percent = work.read_percent if work.mixed else 0 if work.writes else 100
-        return NativeLoad(
-            ring,
-            self.initiator.load_protocol,
-            incoming=incoming,
-            outgoing=outgoing,
-            table=self.initiator.guest.memory.table,
+        unit = initiator.address_bytes or block_length
+        percent = workload.read_percent if workload.mixed else 0 if workload.writes else 100
+        self._places = Places(
+            initiator,
+            lun,
+            block_length,
+            length=workload.block_bytes,
+            depth=workload.depth,
+            directions=(False, True) if workload.mixed else (workload.writes,),
             poll_ns=poll_ns,
-            depth=work.depth,
-            blocks=work.blocks,
-            first_address=work.offset_bytes // unit,
-            step=work.block_bytes // unit,
-            at_random=work.at_random,
-            mixed=work.mixed,
-            seed=work.seed & UNLIMITED,
+            page=PAGE_SIZE if indirect else None,
+            blocks=workload.blocks,
+            first_address=workload.offset_bytes // unit,
+            at_random=workload.at_random,
+            mixed=workload.mixed,
+            seed=workload.seed & UNLIMITED,
             read_percent=percent,
-            period_ns=1e9 / work.rate_per_s if work.rate_per_s is not None else 0.0,
+            period_ns=1e9 / workload.rate_per_s if workload.rate_per_s is not None else 0.0,
         )
-
-    def _prepare(self, place: int) -> None:
-        self._buffers.append(self.initiator.alloc(self.workload.block_bytes))
-        self._buffers[place].view[:] = self.workload.pattern()
-        kinds = (False, True) if self.workload.mixed else (self.workload.writes,)
-        for write in kinds:
-            template = self.initiator.template(place, self._command(place, write))
-            self._templates.append(template)
-            self._load.prepare(
-                place=place, write=write, slot=template.slot, references=template.references
-            )
-
-    def _command(self, place: int, write: bool) -> Command:
-        buffer = self._buffers[place]
-        pieces = [buffer[at : at + self._page] for at in range(0, len(buffer), self._page)]
-        return command_for(self._lun, pieces, write, 0, len(buffer) // self._block_length)
+        for buffer in self._places.buffers:
+            buffer.view[:] = workload.pattern()
 
     def run(self, duration_ns: int, *, commands: int | None = None) -> Run:
         """Work for a while, or until so many commands were sent; finish what is outstanding.
 
         Latencies are known to 1 in 64, the extremes exactly.
         """
-        load, turn = self._load, _Turn(self)
+        load, run = self._places.load, Run()
         timeout_s = min(duration_ns / 1e9 + self._drain_timeout_s, threading.TIMEOUT_MAX)
-        run = turn.outcome
+
+        def judge(_place: int, command: Command) -> None:
+            if command.error is None:
+                run.errors[reason_of(command)] += 1
+            else:
+                run.failure = run.failure or str(command.error)
+                self.stop()
+
+        if load.outstanding:
+            run.failure = "commands of an earlier run are not answered"
+            return run
         try:
             self.initiator.channel()
-            if load.outstanding:
-                raise TransportError("commands of an earlier run are not answered")
-            load.begin(
-                duration_ns=duration_ns, commands=UNLIMITED if commands is None else commands
-            )
-            self.initiator.run_exclusively(turn, timeout_s)
+        except TransportError as error:
+            run.failure = str(error)
+            return run
+        load.begin(duration_ns=duration_ns, commands=UNLIMITED if commands is None else commands)
+        try:
+            run.cpu_ns = self._places.run(judge, timeout_s, cpu=self._cpu)
         except TransportError as error:
             run.failure = run.failure or str(error)
-            if not turn.begun:
-                return run
-        if load.outstanding:
-            run.failure = run.failure or (
-                f"no answer to a command {self._drain_timeout_s:g} s after the end of the run"
-            )
-            self._buffers, self._templates = [], []  # the path's until it is closed
         self._take_figures(run)
         return run
 
     def _take_figures(self, run: Run) -> None:
-        load, statistics = self._load, self.initiator.statistics
+        load, statistics = self._places.load, self.initiator.statistics
         statistics.commands += load.commands
         statistics.notifications_sent += load.notifications_sent
         statistics.notifications_received += load.notifications_received
@@ -158,7 +127,7 @@ class NativeLoop:
 
     def stop(self) -> None:
         """End the run, and any later one, in order; from any thread or signal handler."""
-        self._load.stop()
+        self._places.load.stop()
 
     def counters(self) -> Counters:
         """Return both ends' counters."""
@@ -170,50 +139,7 @@ class NativeLoop:
 
     def close(self) -> None:
         """Free the buffers; a second call does nothing."""
-        self._load.close()
-        while self._templates:
-            self._templates.pop().let_go()
-        while self._buffers:
-            self.initiator.free(self._buffers.pop())
-
-
-class _Turn:
-    """One run, in the receiver's thread: a `Job`."""
-
-    def __init__(self, loop: NativeLoop) -> None:
-        self.outcome = Run()
-        self.begun = False
-        self._loop = loop
-
-    def run(self) -> None:
-        """Run the load; see to what it does not understand."""
-        load, initiator = self._loop._load, self._loop.initiator
-        self.begun = True
-        began = time.thread_time_ns()
-        with pinned(self._loop._cpu):
-            load.room = initiator.room
-            while (slot := load.run()) is not None:
-                if load.answered is not None:
-                    self._judge(load.answered, load.answered_write, slot)
-                    continue
-                before = initiator.room
-                initiator.take_answers([slot])
-                load.room += initiator.room - before
-            initiator.take_room(load.room)
-        self.outcome.cpu_ns = time.thread_time_ns() - began
-
-    def interrupt(self) -> None:
-        """Leave what is outstanding."""
-        self._loop._load.interrupt()
-
-    def _judge(self, place: int, write: bool, slot: bytes) -> None:
-        command = self._loop._command(place, write)
-        self._loop.initiator.judge(command, slot)
-        if command.error is None:
-            self.outcome.errors[reason_of(command)] += 1
-        else:
-            self.outcome.failure = self.outcome.failure or str(command.error)
-            self._loop.stop()
+        self._places.close()
 
 
 def latencies(told: tuple[int, int, list[tuple[int, int]]]) -> Counter[int]:
@@ -224,17 +150,3 @@ def latencies(told: tuple[int, int, list[tuple[int, int]]]) -> Counter[int]:
         counts[min(max(middle, least), most)] -= 1
         counts[exact] += 1
     return +counts
-
-
-@contextmanager
-def pinned(cpu: int | None) -> Iterator[None]:
-    """Keep this thread, and processes that it starts meanwhile, on a CPU; on any for None."""
-    if cpu is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

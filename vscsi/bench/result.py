@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple
 
-from vscsi.bench.latency import Latencies
 from vscsi.bench.load import Counters, Run
-from vscsi.bench.workload import Workload
+from vscsi.bench.workload import Offered
+from vscsi.capture.latency import Latencies
 
 FORMAT_VERSION = 1
 """Of the JSON; raised when a key changes its meaning or goes."""
@@ -60,7 +60,7 @@ class PathResult:
     """Everything that was measured of one path."""
 
     name: str
-    workload: Workload
+    workload: Offered
     parameters: Mapping[str, object] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     reads: Latencies = field(default_factory=Latencies)
@@ -169,7 +169,7 @@ class PathResult:
 class Comparison:
     """A workload, where and how it was run, and what came out for each path."""
 
-    workload: Workload
+    workload: Offered
     started: str
     """ISO 8601, UTC."""
     rounds: int
@@ -197,7 +197,7 @@ class Comparison:
             "version": FORMAT_VERSION,
             "started": self.started,
             "machine": dict(self.machine),
-            "workload": asdict(self.workload),
+            "workload": self.workload.as_json(),
             "rounds": self.rounds,
             "runtime_s": self.runtime_s,
             "ramp_s": self.ramp_s,
@@ -208,7 +208,7 @@ class Comparison:
 def path_json(path: PathResult, first: PathResult) -> dict[str, object]:
     """Return one path's part of the JSON."""
     rate, ratio = path.operations_per_s(), path.ratio_to(first)
-    megabytes = path.workload.block_bytes / 1e6
+    megabytes = path.workload.mean_bytes / 1e6
     return {
         "path": path.name,
         "parameters": dict(path.parameters),

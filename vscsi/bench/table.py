@@ -17,13 +17,8 @@ HIDDEN_PARAMETERS = {"domain", "partner"}
 def table(comparison: Comparison) -> Table:
     """Return the table; below a median are the least and the most of the rounds."""
     work = comparison.workload
-    title = f"{work.mode}, blocks of {work.block_bytes}, depth {work.depth}"
-    if work.mode.endswith("rw"):
-        title += f", {work.read_percent} % reads"
-    if work.rate_per_s is not None:
-        title += f", {work.rate_per_s:,.10g} commands/s"
     grid = Table(
-        title=f"{title}; {comparison.rounds} rounds of "
+        title=f"{work.words}; {comparison.rounds} rounds of "
         f"{comparison.runtime_s / comparison.rounds:g} s a path",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -108,7 +103,7 @@ def most(value: Spread | None, form: str) -> str:
 def megabytes(path: PathResult) -> str:
     """Return the median of the data rate, in 10**6 bytes a second."""
     rate = path.operations_per_s()
-    return of_number(rate and rate.median * path.workload.block_bytes / 1e6, ".1f")
+    return of_number(rate and rate.median * path.workload.mean_bytes / 1e6, ".1f")
 
 
 def latency(name: str) -> Callable[[PathResult], str]:

@@ -3,12 +3,32 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Protocol
 
 MAX_RATE_PER_S = 1e9
 _BITS = (1 << 64) - 1
 MODES = ("read", "write", "randread", "randwrite", "rw", "randrw")
 """fio's words for --rw."""
+
+
+class Offered(Protocol):
+    """What results say of a workload, whatever it is."""
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Commands that come a second; None: a closed loop."""
+
+    @property
+    def words(self) -> str:
+        """One line for people."""
+
+    @property
+    def mean_bytes(self) -> float:
+        """Bytes that an operation moves."""
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as values of JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +82,25 @@ class Workload:
     def blocks(self) -> int:
         """Whole blocks in the range; what is left at its end is not touched."""
         return self.size_bytes // self.block_bytes
+
+    @property
+    def words(self) -> str:
+        """One line for people."""
+        words = f"{self.mode}, blocks of {self.block_bytes}, depth {self.depth}"
+        if self.mixed:
+            words += f", {self.read_percent} % reads"
+        if self.rate_per_s is not None:
+            words += f", {self.rate_per_s:,.10g} commands/s"
+        return words
+
+    @property
+    def mean_bytes(self) -> float:
+        """Bytes of each operation."""
+        return self.block_bytes
+
+    def as_json(self) -> dict[str, object]:
+        """Return its fields."""
+        return asdict(self)
 
     def check_blocks(self, block_length: int) -> None:
         """Raise ValueError if block size or offset are no multiples of a logical unit's block."""

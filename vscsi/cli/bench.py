@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,7 +22,11 @@ from vscsi.bench.table import table
 from vscsi.bench.workload import MAX_RATE_PER_S, MODES, writes
 from vscsi.cli.lio_units import connect, is_lio_path
 from vscsi.cli.options import PathType, Size, lun_option, unit_path
+from vscsi.cli.output import say_troubles
 from vscsi.wire.errors import SetupError
+
+if TYPE_CHECKING:
+    from vscsi.bench.captured import CapturedWorkload
 
 MAX_DEPTH = 4096
 PIPE_WIDTH = 1000
@@ -38,7 +43,7 @@ class BenchPathType(PathType):
 
 
 @click.command(short_help="one workload over several paths")
-@click.argument("paths", metavar="PATH...", type=BenchPathType(), nargs=-1, required=True)
+@click.argument("paths", metavar="PATH...", type=BenchPathType(), nargs=-1)
 @click.option(
     "--rw",
     "mode",
@@ -46,6 +51,17 @@ class BenchPathType(PathType):
     default="randread",
     show_default=True,
     help="All but read and randread overwrite what is there: see --yes-overwrite.",
+)
+@click.option(
+    "--workload",
+    "capture",
+    metavar="CAPTURE",
+    help="Send the reads, writes, flushes and unmaps of this capture, instead of --rw and --bs.",
+)
+@click.option(
+    "--fio-job",
+    metavar="OUT",
+    help="Write a fio job file with the capture's profile too, or without a PATH that alone.",
 )
 @click.option(
     "--rwmixread",
@@ -57,9 +73,7 @@ class BenchPathType(PathType):
 @click.option(
     "--iodepth",
     type=click.IntRange(1, MAX_DEPTH),
-    default=1,
-    show_default=True,
-    help="Commands outstanding at a time.",
+    help="Commands outstanding at a time (default 1; of a capture as many as it had).",
 )
 @click.option("--size", type=Size(), help="Bytes to work on (default: to the smallest path's end).")
 @click.option("--offset", type=Size(), default=0, help="Byte where they begin (default 0).")
@@ -131,9 +145,11 @@ def bench(
     context: click.Context,
     paths: Sequence[str],
     mode: str,
+    capture: str | None,
+    fio_job: str | None,
     rwmixread: int | None,
     bs: int,
-    iodepth: int,
+    iodepth: int | None,
     size: int | None,
     offset: int,
     runtime: float,
@@ -155,6 +171,8 @@ def bench(
     kernel what a ring's backend would send, without a ring. Options have fio's names. A closed
     loop keeps --iodepth commands outstanding on one path at a time; with --rate commands come at
     their time instead, and up to --iodepth are outstanding. Paths take turns.
+    A capture's commands follow each other in that way too, over and over, with their addresses
+    modulo the size of the smallest path.
 
     Exit status: 0; 1 if a command or a path failed meanwhile (the rest is shown); 2 if it could
     not begin.
@@ -163,15 +181,30 @@ def bench(
     vscsi bench srp:run blkif:run --bs 4k --iodepth 8 --limit disk.img
     vscsi bench call:memory:64M --rw randwrite --yes-overwrite --json -
     """
-    if writes(mode) and not yes_overwrite:
+    if capture is not None:
+        _check_captured(context)
+        if fio_job is not None:
+            _write_job(capture, fio_job)
+            if not paths:
+                return
+    elif fio_job is not None:
+        raise click.UsageError("--fio-job goes with --workload")
+    if not paths:
+        raise click.UsageError("Missing argument 'PATH...'.")
+    if capture is None and writes(mode) and not yes_overwrite:
         raise click.UsageError(f"--rw {mode} destroys data on every PATH: add --yes-overwrite")
     if rwmixread is not None and not mode.endswith("rw"):
         raise click.UsageError(f"--rwmixread goes with rw and randrw, not with {mode}")
     if rate is not None and limit is not None:
         raise click.UsageError("--limit is the most that could be reached: not with --rate")
-    wish = engine.Wish(
-        mode, bs, iodepth, offset, size, 50 if rwmixread is None else rwmixread, seed, rate
-    )
+    wish: engine.Wish | CapturedWorkload
+    if capture is not None:
+        wish = _captured(capture, iodepth)
+        if wish.writes and not yes_overwrite:
+            raise click.UsageError(f"{capture} destroys data on every PATH: add --yes-overwrite")
+    else:
+        percent = 50 if rwmixread is None else rwmixread
+        wish = engine.Wish(mode, bs, iodepth or 1, offset, size, percent, seed, rate)
     # LUN 0 needs no translation, and the path keeps the name that it was given.
     units = [unit_path(path, lun) if lun and not is_lio_path(path) else (path, 0) for path in paths]
     schedule = engine.Schedule(rounds, runtime, ramp_time)
@@ -195,6 +228,39 @@ def bench(
         click.echo(f"vscsi bench: {problem}", err=True)
     if comparison.problems:
         context.exit(1)
+
+
+def _check_captured(context: click.Context) -> None:
+    """Refuse what a capture says itself, or cannot have."""
+    for name in ("mode", "rwmixread", "bs", "size", "offset", "rate", "limit"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = "--rw" if name == "mode" else f"--{name}"
+            raise click.UsageError(f"{option} does not go with --workload")
+
+
+def _captured(file: str, depth: int | None) -> "CapturedWorkload":
+    # What reads captures needs libraries that nothing else here does.
+    from vscsi.bench.captured import captured_workload
+    from vscsi.capture.sources import Opened
+
+    with Opened(file) as source:
+        found = captured_workload(source, file, depth)
+        say_troubles(file, source.troubles)
+    return found
+
+
+def _write_job(file: str, output: str) -> None:
+    from vscsi.capture.sinks import fio_job
+    from vscsi.capture.sources import Opened
+
+    with Opened(file) as source:
+        try:
+            with click.open_file(output, "wb") as stream:
+                fio_job.write(source, stream)
+        except OSError as error:
+            raise SetupError(
+                "write", output, error.strerror or str(error), "name another file for --fio-job"
+            ) from error
 
 
 def show(comparison: Comparison, json_file: str | None) -> None:

@@ -19,6 +19,8 @@ import vscsi
 from vscsi.cli.nbd_errno import errno_of
 from vscsi.cli.unit import Unit, look, supports
 from vscsi.domain.base import DomainError
+from vscsi.transport.batch import Batch, Combiner
+from vscsi.transport.frontend import RingInitiator
 from vscsi.transport.hba import Hba, Lun, ScsiError
 from vscsi.transport.initiator import TransportError
 from vscsi.wire import cdb as cdbs
@@ -27,6 +29,12 @@ from vscsi.wire.inquiry import VpdPage, parse_vpd
 API_VERSION = 2
 
 _PREFERRED_BYTES = 4096
+_SMALL_BYTES = 4096
+_SMALL_DEPTH = 48
+"""Small transfers go in batches: in pieces of so many bytes, so many at a time (an SRP ring of the
+default size takes 60)."""
+_MAX_SMALL_BYTES = 8 * _SMALL_BYTES
+"""A longer one is a command of its own."""
 _WRITE_SAME_BLOCKS = 0xFFFF
 """Of one WRITE SAME to a unit that names no limit."""
 _UNMAP_BLOCKS = 0xFFFF_FFFF
@@ -44,6 +52,10 @@ class _Server:
     piece = 0
     ready_fd = -1
     hba: Hba
+    small_hba: Hba
+    """A channel of its own: whoever runs a batch has the ring to himself."""
+    small: Combiner | None
+    """All connections' small transfers; None where the path has none."""
 
 
 class _Disk:
@@ -57,6 +69,15 @@ class _Disk:
         self.writable = not unit.read_only
         self.thin = capacity.provisioning_management
         self.write_same_blocks = _write_same_limit(lun) if self.writable else 0
+
+    def small(self, write: bool, offset: int, buffer: memoryview) -> bool:
+        """Transfer a few blocks together with what other threads want; False if it can't be so."""
+        small = _Server.small
+        if small is None or len(buffer) > _MAX_SMALL_BYTES:
+            return False
+        if offset % _SMALL_BYTES or len(buffer) % _SMALL_BYTES:
+            return False
+        return small.transfer(write, offset, buffer)
 
     def write_same(self, offset: int, count: int, *, unmap: bool) -> None:
         """Zero a range with WRITE SAME, which unlike UNMAP guarantees zeros."""
@@ -82,6 +103,19 @@ def _write_same_limit(lun: Lun) -> int:
     except ScsiError:
         return _WRITE_SAME_BLOCKS
     return min(limits.maximum_write_same_length or _WRITE_SAME_BLOCKS, 0xFFFF_FFFF)
+
+
+def _small(lun: Lun) -> Combiner | None:
+    """Return what performs small transfers, None if the path or the unit cannot have it."""
+    initiator = lun.hba.initiator
+    if not isinstance(initiator, RingInitiator):
+        return None
+    try:
+        block = lun.capacity().block_length  # past the unit attentions
+        batch = Batch(initiator, lun.address, block, length=_SMALL_BYTES, depth=_SMALL_DEPTH)
+    except (ScsiError, TransportError, DomainError):
+        return None
+    return Combiner(batch, _SMALL_BYTES)
 
 
 @contextmanager
@@ -126,14 +160,17 @@ def thread_model() -> int:
 def after_fork() -> None:
     """Connect: only now may there be threads. The socket takes connections already."""
     _Server.hba = vscsi.connect(_Server.path)
+    _Server.small_hba = vscsi.connect(_Server.path)
+    _Server.small = _small(_Server.small_hba.lun(_Server.number))
     if _Server.ready_fd >= 0:
         os.write(_Server.ready_fd, b"\n")
 
 
 def cleanup() -> None:
     """Close the path in order."""
-    if hasattr(_Server, "hba"):
-        _Server.hba.close()
+    for hba in ("small_hba", "hba"):
+        if hasattr(_Server, hba):
+            getattr(_Server, hba).close()
 
 
 def open(_readonly: bool) -> _Disk:  # noqa: A001 - nbdkit's name
@@ -194,6 +231,8 @@ def can_zero(disk: _Disk) -> bool:
 def pread(disk: _Disk, buffer: bytearray, offset: int, _flags: int) -> None:
     """Read whole blocks."""
     with _errors():
+        if disk.small(False, offset, memoryview(buffer)):
+            return
         data = disk.lun.read(offset // disk.block, len(buffer) // disk.block)
         if len(data) != len(buffer):
             raise TransportError(f"{len(data)} bytes of {len(buffer)} came")
@@ -204,6 +243,8 @@ def pwrite(disk: _Disk, buffer: bytearray, offset: int, flags: int) -> None:
     """Write whole blocks."""
     with _errors():
         fua = bool(flags & nbdkit.FLAG_FUA)
+        if not fua and disk.small(True, offset, memoryview(buffer)):
+            return
         disk.lun.write(offset // disk.block, memoryview(buffer), fua=fua)
 
 

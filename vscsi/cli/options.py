@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Arguments and options that several verbs have."""
 
+import os
 import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from vscsi.wire.record import Protocol
 
 _MAX_LUN = (1 << 24) - 1
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -44,6 +50,34 @@ class Size(click.ParamType[int]):
         return int(match[1]) * _UNITS[match[2]]
 
 
+class Cpus(click.ParamType[tuple[int, ...]]):
+    """CPUs as taskset lists them, as in 0,2-3; each must be ours to use."""
+
+    name = "LIST"
+
+    def convert(
+        self,
+        value: str | tuple[int, ...],
+        param: click.Parameter | None,
+        context: click.Context | None,
+    ) -> tuple[int, ...]:
+        """Return the CPUs in the order of the list."""
+        if isinstance(value, tuple):
+            return value
+        ours = os.sched_getaffinity(0)
+        cpus: list[int] = []
+        for part in value.split(","):
+            match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part)
+            if match is None:
+                self.fail(f"{value!r} is no list of CPUs such as 0,2-3", param, context)
+            first, last = int(match[1]), int(match[2] or match[1])
+            named = range(first, last + 1)
+            if not named or not ours.issuperset(named):
+                self.fail(f"{part!r} is not among the CPUs that are ours to use", param, context)
+            cpus += named
+        return tuple(cpus)
+
+
 path_argument = click.argument("path", type=PathType())
 lun_option = click.option(
     "--lun",
@@ -64,3 +98,14 @@ def unit_path(path: str, lun: int) -> tuple[str, int]:
     if kind != "blkif" or "disk=" in rest.partition("?")[2]:
         return path, lun
     return f"{path}{'&' if '?' in rest else '?'}disk={lun}", 0
+
+
+def captured_path(path: str) -> "tuple[Path, Protocol | None]":
+    """Return a served directory and whose rings are meant: DIR for all, or srp:DIR and the like."""
+    from vscsi.wire.record import Protocol
+
+    kind, colon, rest = path.partition(":")
+    of_kind = {protocol.name.lower(): protocol for protocol in Protocol}
+    if colon and kind in of_kind and rest:
+        return Path(rest), of_kind[kind]
+    return Path(path), None

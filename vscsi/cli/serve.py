@@ -14,10 +14,12 @@ from vscsi.capture.live import LiveCaptures
 from vscsi.capture.writer import CaptureWriter
 from vscsi.cli.lio_luns import LioLuns
 from vscsi.cli.lio_units import NewUnit, make
-from vscsi.cli.options import json_option
+from vscsi.cli.metrics_option import Address, Endpoint, metrics_served
+from vscsi.cli.options import Cpus, json_option
 from vscsi.cli.served import APPLICATION, Served, announce, close, open_image, read_sizes
 from vscsi.transport.backend import POLL_NS
 from vscsi.transport.export import Export
+from vscsi.transport.queues import MAX_QUEUES
 from vscsi.wire.blkif import LAYOUTS, NATIVE
 from vscsi.wire.errors import SetupError
 
@@ -80,6 +82,21 @@ _MAX_POLL_US = 1_000_000
     help="How long a ring that was busy is watched before its thread sleeps; 0: not at all.",
 )
 @click.option(
+    "--queues",
+    metavar="N",
+    type=click.IntRange(1, MAX_QUEUES),
+    default=1,
+    show_default=True,
+    help="Rings that a frontend of SRP or blkif may use for one device, each with a thread.",
+)
+@click.option(
+    "--cpus",
+    metavar="LIST",
+    type=Cpus(),
+    default=(),
+    help="CPUs that those threads run on, as in 0,2-3: a device's first queue on the first.",
+)
+@click.option(
     "--histograms/--no-histograms",
     default=True,
     show_default=True,
@@ -100,6 +117,12 @@ _MAX_POLL_US = 1_000_000
     help="Record every message of every ring in a pcapng file, which is overwritten.",
 )
 @click.option(
+    "--metrics",
+    type=Endpoint(),
+    help="Answer scrapes of http://ADDRESS:PORT/metrics (OpenMetrics); without ADDRESS, on"
+    " 127.0.0.1; PORT 0: any that is free. Whoever reaches it may read it.",
+)
+@click.option(
     "--ready-fd", metavar="N", type=click.IntRange(3), help="Write a line to descriptor N if ready."
 )
 @json_option
@@ -113,9 +136,12 @@ def serve(
     direct: bool,
     workers: int,
     poll_us: int,
+    queues: int,
+    cpus: Sequence[int],
     histograms: bool,
     blkif_layout: str,
     capture: Path | None,
+    metrics: Address | None,
     ready_fd: int | None,
     as_json: bool,
 ) -> None:
@@ -140,6 +166,8 @@ def serve(
     vscsi serve --lio disk0 --lio-new ramdisk:64M --dir run
     """
     _check_asked(images, names, new_units, read_only=read_only)
+    if metrics is not None and not histograms:
+        raise click.UsageError("--metrics shows what --no-histograms does not count")
     # Blocked before there are threads, so that only `sigwait` below gets them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     with ExitStack() as files, ExitStack() as service:
@@ -163,16 +191,19 @@ def serve(
             blkif_layout=LAYOUTS[blkif_layout],
             poll_ns=poll_us * 1000,
             histograms=histograms,
+            queues=queues,
+            cpus=cpus,
         )
         live = LiveCaptures(export, APPLICATION)
         service.callback(live.close)
         service.callback(export.stop)
+        url = service.enter_context(metrics_served(metrics, export, units))
         export.start()
         if capture is not None:  # it is overwritten, so only now that nobody else serves here
-            writer = _open_capture(capture, images)
+            writer = _open_capture(capture, images, export)
             files.callback(_close_capture, writer, capture)
             files.callback(export.tap.add(writer))
-        announce(directory, units, capture, as_json=as_json)
+        announce(directory, units, capture, url, as_json=as_json)
         if ready is not None:
             _tell_ready(ready, directory)
         while signal.sigwait(_SIGNALS) == signal.SIGHUP:
@@ -198,11 +229,12 @@ def _check_asked(
         raise click.UsageError("--read-only goes with IMAGEs alone, not with units of LIO")
 
 
-def _open_capture(path: Path, images: Sequence[str]) -> CaptureWriter:
+def _open_capture(path: Path, images: Sequence[str], export: Export) -> CaptureWriter:
     try:
         if any(Path(image).exists() and path.exists() and path.samefile(image) for image in images):
             raise SetupError("capture to", str(path), "it is a served image", "name another file")
-        return CaptureWriter(path.open("wb", buffering=0), APPLICATION)
+        units = export.tap.units
+        return CaptureWriter(path.open("wb", buffering=0), APPLICATION, units=units)
     except OSError as error:
         raise SetupError(
             "capture to", str(path), error.strerror or str(error), "name another file"

@@ -95,9 +95,14 @@ def read_sizes(units: Mapping[int, Served]) -> None:
 
 
 def announce(
-    directory: Path, units: Mapping[int, Served], capture: Path | None, *, as_json: bool
+    directory: Path,
+    units: Mapping[int, Served],
+    capture: Path | None,
+    metrics: str | None,
+    *,
+    as_json: bool,
 ) -> None:
-    """Say what is served, and how to look at it."""
+    """Say what is served, and how to look at it. metrics: the URL that is scraped."""
     if as_json:
         print_json(
             {
@@ -106,6 +111,7 @@ def announce(
                 "paths": [f"{kind}:{directory}" for kind in ("srp", "vscsiif", "blkif")],
                 "units": [_as_json(directory, number, each) for number, each in units.items()],
                 "capture": str(capture) if capture else None,
+                "metrics": metrics,
                 "pid": os.getpid(),
             }
         )
@@ -121,6 +127,7 @@ def announce(
     lines += [
         f"  paths  srp:{directory}  vscsiif:{directory}  blkif:{directory}",
         *([f"  capture  {capture}"] if capture else []),
+        *([f"  metrics  {metrics}"] if metrics else []),
         "Look at it from another terminal:",
         f"  vscsi ls srp:{directory}",
         f"  vscsi nbd {f'srp:{directory}' if first_disk is None else disk_path} --socket nbd.sock",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vscsi.bench.figures.figure import UnmeasurableError
-from vscsi.bench.native_loop import pinned
+from vscsi.transport.places import pinned
 
 END_TIMEOUT_S = 60.0
 

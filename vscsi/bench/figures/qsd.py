@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vscsi.bench.figures.figure import Measured, UnmeasurableError
-from vscsi.bench.native_loop import pinned
+from vscsi.transport.places import pinned
 from vscsi.wire.errors import SetupError
 
 START_S = 10.0
