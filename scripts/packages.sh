@@ -8,7 +8,7 @@ packages_for() {
     case "$1" in
     build) echo gcc libc6-dev liburing-dev python3-dev python3-venv ;;
     demo) echo e2fsprogs libnbd-bin nbdkit nbdkit-plugin-python qemu-utils ;;
-    test) echo fio xenstore-utils tshark ;;
+    test) echo blktrace chromium fio fonts-dejavu-core openjdk-17-jre-headless xenstore-utils tshark ;;
     figures) echo fio qemu-system-common ;;
     fuzz) echo clang-14 libclang-rt-14-dev ;;
     vm) echo dbus-daemon dmsetup e2fsprogs kmod qemu-system-x86 targetcli-fb ;;

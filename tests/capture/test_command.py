@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import vscsi
+from vscsi.capture.reader import CaptureReader
+from vscsi.transport.hba import ScsiError
 from vscsi.transport.initiator import TransportError
+from vscsi.wire.cdb import build
 from vscsi.wire.record import Protocol, Way
 
 HANG_S = 60
@@ -36,8 +40,8 @@ def server(start, directory):
 def record(start):
     """Start a recording: returns its process, which records already."""
 
-    def starter(path, file):
-        command = ["capture", str(path), "-w", str(file)]
+    def starter(path, file, *options):
+        command = ["capture", str(path), "-w", str(file), *options]
         wrapper = ("sh", "-c", 'exec "$@" 2>&1 >/dev/null', "sh")
         return start(*command, prefix=wrapper, wait_on="vscsi: recording")
 
@@ -243,3 +247,158 @@ def test_show_reads_standard_input(cli, stock_capture):
     done = cli("capture", "show", "-", input=data, text=False)
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == count // 2
+
+
+def mixed_work(directory, kind):
+    """Commands of several kinds on two units, some of which fail."""
+    with vscsi.connect(f"{kind}:{directory}") as hba:
+        for number in (0, 1) if kind != "blkif" else (0,):
+            unit = hba.lun(number)
+            for lba in range(0, 64, 8):
+                unit.write(lba, bytes(4096))
+                unit.read(lba, 8)
+            unit.flush()
+            with pytest.raises(ScsiError):
+                unit.command(build("READ(10)", lba=1 << 30, blocks=1), data_in=512)
+
+
+def is_of_blkif(line):
+    return line["path"] == "blkif"
+
+
+FILTERS = {
+    "--lun 1": lambda line: str(line["lun"]).split(":")[-1] == "1",
+    "--lun 0 --opcode write": lambda line: (
+        str(line["request"]).startswith("WRITE")
+        and (is_of_blkif(line) or str(line["lun"]).split(":")[-1] == "0")
+    ),
+    "--opcode flush": lambda line: str(line["request"]).startswith(("SYNCHRONIZE", "FLUSH")),
+    "--lba 20-39": lambda line: any(
+        word in str(line["request"])
+        for word in ("lba 16 ", "lba 24 ", "lba 32 ", "sector 16 ", "sector 24 ", "sector 32 ")
+    ),
+    "--status error": lambda line: line["status"] not in ("GOOD", "OKAY"),
+    "--status check-condition --opcode read": lambda line: (
+        line["status"] == "CHECK CONDITION" and str(line["request"]).startswith("READ(")
+    ),
+}
+
+
+@pytest.mark.parametrize("words", FILTERS)
+def test_a_filter_keeps_what_it_says_and_its_answers(
+    start, cli, directory, record, tmp_path, words
+):
+    """Beside a capture of all, of which a naive look at the words takes as much."""
+    server = start("serve", "memory:4M", "memory:4M", "--dir", str(directory))
+    whole = record(directory, tmp_path / "all.pcapng")
+    part = record(directory, tmp_path / "part.pcapng", *words.split())
+    for kind in ("srp", "vscsiif", "blkif"):
+        mixed_work(directory, kind)
+    assert server.end(signal.SIGTERM) == (0, "")
+    _, said = [recording.process.communicate(timeout=HANG_S)[0] for recording in (whole, part)]
+    everything, _ = shown(cli, tmp_path / "all.pcapng")
+    found, _ = shown(cli, tmp_path / "part.pcapng")
+    wanted = [line for line in everything if line["kind"] == "command" and FILTERS[words](line)]
+    assert wanted
+    assert [line for line in found if line["kind"] == "command"] == [
+        {**line, "time_ns": other["time_ns"]}
+        for line, other in zip(wanted, found_commands(found), strict=True)
+    ]
+    assert all(line["answered"] for line in found_commands(found))
+    messages = sum(1 + line["answered"] for line in found)
+    # To a logical unit of SCSI no ring of blkif belongs.
+    rings = {line["path"] for line in everything} - ({"blkif"} if "--lun 1" in words else set())
+    left_out = sum(1 + each["answered"] for each in everything if each["path"] in rings) - messages
+    assert said.decode().strip() == (
+        f"vscsi: {messages} messages recorded, 0 dropped, {left_out} left out"
+    )
+
+
+def found_commands(lines):
+    return [line for line in lines if line["kind"] == "command"]
+
+
+def test_files_follow_each_other_and_each_can_be_shown(cli, server, directory, record, tmp_path):
+    recording = record(directory, tmp_path / "a.pcapng", "--rotate-size", "4k")
+    for kind in ("srp", "blkif"):
+        work(directory, kind)
+    assert server.end(signal.SIGTERM) == (0, "")
+    recording.process.communicate(timeout=HANG_S)
+    files = sorted(tmp_path.glob("a-*.pcapng"))
+    assert len(files) > 3
+    assert files[0].name == "a-00001.pcapng"
+    messages = 0
+    for file in files:
+        with file.open("rb") as stream:
+            messages += len(list(CaptureReader(stream)))
+        assert file.stat().st_size < 4096 + 200
+        cli("capture", "show", file)
+    with open(str(directory) + ".pcapng", "rb") as stream:
+        assert messages == len(list(CaptureReader(stream)))
+
+
+def test_metadata_say_what_was_captured_and_how(cli, server, directory, record, tmp_path):
+    recording = record(
+        directory, tmp_path / "a.pcapng", "--payload", "8", "--opcode", "write", "--lba", "0-9"
+    )
+    for kind in ("srp", "vscsiif", "blkif"):
+        work(directory, kind)
+    server.end(signal.SIGTERM)
+    recording.process.communicate(timeout=HANG_S)
+    with (tmp_path / "a.pcapng").open("rb") as stream:
+        reader = CaptureReader(stream)
+        list(reader)
+    assert len(reader.interfaces) == 3
+    for interface in reader.interfaces:
+        words = dict(word.split("=") for word in interface.description.split())
+        assert interface.name == f"{words['path']}-{words['domain']}-{words['device']}"
+        assert int(words["ring-pages"]) >= 1
+        assert words["queue"] == "0"
+        assert words["lun0.type"] == "disk"
+        assert (words["lun0.block-bytes"], words["lun0.blocks"]) == ("512", "8192")
+        assert words["clock"] == "monotonic"
+        assert abs(int(words["clock-offset-ns"]) - (time.time_ns() - time.monotonic_ns())) < 1e10
+        assert words["clock-resolution-ns"] == "1"
+        assert words["payload"] == "8"
+        assert words["filter"] == "opcode:write,lba:0-9"
+
+
+def test_a_server_whose_file_may_not_grow_goes_on(start, directory, tmp_path, cli):
+    """RLIMIT_FSIZE: what a full disk or a quota is to a capture."""
+    file = tmp_path / "a.pcapng"
+    limited = ("sh", "-c", 'ulimit -f 8; exec "$@"', "sh")
+    command = ("serve", "memory:4M", "--dir", str(directory), "--capture", str(file))
+    server = start(*command, prefix=limited)
+    for _ in range(3):
+        work(directory)
+    lines, _ = shown(cli, file, status=1)  # its last block is cut
+    assert lines
+    status, _ = server.end(signal.SIGTERM)
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--payload", "65537"], "neither hash nor"),
+        (["--opcode", "nothing"], "no opcode"),
+        (["--status", "fine"], "no status"),
+        (["--lba", "9-8"], "ends before it begins"),
+        (["--lba", "x"], "no range"),
+        (["--keep", "3"], "--keep needs"),
+        (["--rotate-time", "never"], "no time"),
+        (["--rotate-time", "0s"], "no time"),
+        (["--rotate-size", "big"], "no size"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line_and_status_2(cli, tmp_path, options, says):
+    done = cli("capture", tmp_path, "-w", tmp_path / "a.pcapng", *options)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not list(tmp_path.glob("*.pcapng"))
+
+
+def test_the_dissector_is_there(cli):
+    done = cli("capture", "dissector")
+    assert done.returncode == 0
+    assert "Proto(" in Path(done.stdout.strip()).read_text()

@@ -9,6 +9,7 @@ import pytest
 
 import vscsi
 from vscsi.capture import live as live_module
+from vscsi.capture.choice import Choice
 from vscsi.capture.live import LiveCapture
 from vscsi.domain.base import StoreError
 from vscsi.domain.local import LocalGuest, LocalMessage, connect_store
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 class Copying:
     """A live capture that is being copied into memory."""
 
-    def __init__(self, directory, only=None):
-        self.capture = LiveCapture(directory, only)
+    def __init__(self, directory, choice=None):
+        self.capture = LiveCapture(directory, choice)
         self.output = io.BytesIO()
         self.thread = threading.Thread(target=self.capture.copy, args=(self.output,))
         self.thread.start()
@@ -62,7 +63,7 @@ def test_a_capture_has_what_passes_between_start_and_stop(serve, joined, read):
 
 def test_captures_run_beside_each_other_each_with_its_protocol(serve, read):
     served = serve()
-    copies = {only: Copying(served.directory, only) for only in (None, *Protocol)}
+    copies = {only: Copying(served.directory, Choice(only)) for only in (None, *Protocol)}
     for kind in ("srp", "vscsiif", "blkif"):
         work(served, kind)
     seen = {
@@ -95,9 +96,14 @@ def test_a_guest_may_not_capture(serve):
     "payload",
     [
         b"",
-        b"start ",
         b"start nfs",
-        b"start srp srp",
+        b"start srp",
+        b"start protocol=nfs",
+        b"start payload=65537",
+        b"start opcode=read-nothing",
+        b"start status=fine",
+        b"start lba=9-8",
+        b"start lun=-1",
         b"stop",
         b"stop x",
         b"stop 0 ",

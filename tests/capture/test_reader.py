@@ -14,7 +14,7 @@ from pcapng.blocks import EnhancedPacket, InterfaceDescription, SectionHeader
 from vscsi.capture.reader import CaptureReader
 from vscsi.wire import pcapng
 from vscsi.wire.errors import WireError
-from vscsi.wire.record import Protocol, Way
+from vscsi.wire.record import VERSION, Protocol, Way
 
 # python-pcapng's own, when it writes if_tsresol.
 pytestmark = pytest.mark.filterwarnings("ignore:Field type should not be:DeprecationWarning")
@@ -141,7 +141,7 @@ def test_every_truncation_gives_what_is_before_it_and_says_where(small, read):
 
 def test_a_packet_that_is_no_record_is_skipped_and_named(read, capture_file, make_record):
     good = make_record(Protocol.BLKIF, Way.TO_TARGET, 0, bytes(112))
-    newer = b"\x02" + good[1:]
+    newer = bytes([VERSION + 1]) + good[1:]
     cut = good[:50]
     found, reader = read(capture_file([(0, newer), (1, good), (2, cut), (3, good, 4, 0)]))
     assert len(found) == 1

@@ -25,7 +25,7 @@ from vscsi.wire import blkif, mad, sense, srp, vscsiif
 from vscsi.wire.cdb import build as build_cdb
 from vscsi.wire.cdb import named
 from vscsi.wire.opcodes import COMMANDS
-from vscsi.wire.record import LayoutCode, Protocol, Way, parse_record
+from vscsi.wire.record import LayoutCode, PayloadKind, Protocol, Way, parse_record
 from vscsi.wire.srp_ring import SlotFormat, build_slot, parse_slot
 
 BLKIF = {LayoutCode.X86_64: blkif.X86_64, LayoutCode.X86_32: blkif.X86_32}
@@ -369,6 +369,36 @@ def test_a_crafted_record(make_record):
     )
     assert bytes(packet) == ours
     assert len(Record(ours).segments) == 200
+
+
+def test_a_record_with_data(make_record):
+    ours = make_record(
+        Protocol.VSCSIIF,
+        Way.TO_TARGET,
+        3,
+        vscsiif.build_request(rqid=1, cdb=bytes(6)),
+        segments=vscsiif.build_segments([{"gref": 9}] * 3),
+        payload_kind=PayloadKind.HEAD,
+        data_length=4096,
+        payload=b"first bytes",
+    )
+    packet = Record(ours)
+    assert (packet.payload_kind, packet.data_length) == (PayloadKind.HEAD, 4096)
+    assert packet.payload_ == b"first bytes"
+    assert [segment.gref for segment in packet.segments] == [9] * 3
+    assert bytes(packet) == ours
+    packet = Record(
+        protocol=Protocol.VSCSIIF,
+        domain=7,
+        device=3,
+        ring_index=3,
+        payload_kind=PayloadKind.HEAD,
+        data_length=4096,
+        message=layers.VscsiifRequest(rqid=1, cdb=layers.cdb("TEST UNIT READY")),
+        segments=[layers.VscsiifSegment(gref=9)] * 3,
+        payload_=b"first bytes",
+    )
+    assert bytes(packet) == ours
 
 
 def test_mads():

@@ -13,11 +13,12 @@ from pcapng.blocks import EnhancedPacket, InterfaceDescription, InterfaceStatist
 
 import vscsi
 from vscsi.capture import writer as writer_module
+from vscsi.capture.choice import Choice
 from vscsi.capture.writer import CaptureWriter
 from vscsi.ring import Tap
 from vscsi.transport.tap import RingPath
 from vscsi.wire.blkif import X86_32, Operation
-from vscsi.wire.record import LayoutCode, Protocol, Way
+from vscsi.wire.record import VERSION, LayoutCode, Protocol, Way
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 
@@ -65,10 +66,11 @@ def test_every_argument_of_the_tap_is_in_the_record(writer, file, read):
     assert (record.message, record.segments) == (MESSAGE, b"descriptors")
     assert second.record.ring_index == 0xFFFFFFFF
     assert second.record.in_flight == 0xFFFF
-    assert [(each.name, each.description) for each in reader.interfaces] == [
-        ("blkif-3-1", "ring-pages=4 a=b"),
-        ("srp-4-0", ""),
-    ]
+    blkif, srp = reader.interfaces
+    assert (blkif.name, srp.name) == ("blkif-3-1-2", "srp-4-0")
+    assert "path=blkif domain=3 device=1 queue=2 layout=x86_32 ring-pages=4 a=b " in (
+        blkif.description
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Field type should not be:DeprecationWarning")
@@ -84,9 +86,9 @@ def test_python_pcapng_reads_the_same(writer, file, read):
         message.time_ns for message in ours
     ]
     assert [packet.interface_id for packet in packets] == [message.interface for message in ours]
-    assert all(packet.packet_data.startswith(b"\x01") for packet in packets)
+    assert all(packet.packet_data.startswith(bytes([VERSION])) for packet in packets)
     interfaces = [block for block in blocks if isinstance(block, InterfaceDescription)]
-    assert [each.options["if_name"] for each in interfaces] == ["blkif-3-1", "srp-4-0"]
+    assert [each.options["if_name"] for each in interfaces] == ["blkif-3-1-2", "srp-4-0"]
     assert {each.link_type for each in interfaces} == {147}
     counts = [block.options for block in blocks if isinstance(block, InterfaceStatistics)]
     assert [(each["isb_ifrecv"], each["isb_ifdrop"]) for each in counts] == [(3, 0), (3, 0)]
@@ -108,8 +110,8 @@ def test_wireshark_reads_the_same(writer, file, read, wireshark):
         seconds, length, name, data = line.split("\t")
         record = message.record
         assert int(seconds.replace(".", "")) == message.time_ns
-        assert int(length) == 20 + len(record.message) + len(record.segments)
-        assert name == ("srp-4-0" if record.protocol == Protocol.SRP else "blkif-3-1")
+        assert int(length) == 28 + len(record.message) + len(record.segments)
+        assert name == ("srp-4-0" if record.protocol == Protocol.SRP else "blkif-3-1-2")
         assert bytes.fromhex(data).endswith(record.message + record.segments)
 
 
@@ -126,7 +128,7 @@ def test_a_file_is_readable_at_any_moment(writer, file, read):
 
 
 def test_only_one_protocol_if_asked(file, read):
-    writer = CaptureWriter(file.open("wb", buffering=0), "a test", only=Protocol.SRP)
+    writer = CaptureWriter(file.open("wb", buffering=0), "a test", choice=Choice(Protocol.SRP))
     show_some(writer)
     writer.close()
     found, _ = read(file.read_bytes())
@@ -211,7 +213,7 @@ def test_a_ring_whose_first_messages_were_dropped_is_not_taken_for_another(monke
     assert [interface.name for interface in capture.interfaces] == [
         "srp-4-0",
         "vscsiif-9-0",
-        "blkif-3-1",
+        "blkif-3-1-2",
     ]
     for message in found:
         path = capture.interfaces[message.interface].name.split("-")[0]

@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Histograms and tables from a capture or a live tap."""
+"""What a capture says: order-dependent columns in a stream, then aggregates as Ibis expressions.
+
+`run.analyze` reads sources and returns an `Analysis` (`result`), which `terminal`, `report` and
+JSON show. Nothing here prints or knows a file's format.
+"""

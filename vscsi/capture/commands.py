@@ -100,7 +100,7 @@ class Channel:
     name: str
     """As in "srp-1-0"; of a connection both its ends."""
     protocol: str
-    """srp, vscsiif, blkif, iscsi; block for traces of a block layer."""
+    """srp, vscsiif, blkif, iscsi; scsi where the trace does not say; block for block layers'."""
     parameters: tuple[tuple[str, str], ...] = ()
 
 

@@ -15,7 +15,7 @@ from vscsi.target.base import Function
 from vscsi.wire import blkif, mad, srp, vscsiif
 from vscsi.wire.cdb import describe
 from vscsi.wire.errors import WireError
-from vscsi.wire.lun import logical_unit_number
+from vscsi.wire.lun import encode, logical_unit_number
 from vscsi.wire.record import LayoutCode, Protocol, Way
 from vscsi.wire.sense import Sense, parse_sense
 from vscsi.wire.srp import IuType
@@ -36,6 +36,8 @@ class Kind(Enum):
 
 
 COMPLETE = "FUNCTION COMPLETE"
+ATTRIBUTE = 0x07
+"""The task attribute in SRP's byte (SRP r16a, CMD)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,17 @@ class Request:
     words: str
     lun: str = ""
     """A logical unit number; channel:id:lun in vscsiif; 16 hex digits where it is no number."""
+    address: bytes = b""
+    """The unit's in 8 bytes, as SAM's LUN; vscsiif's by its LUN alone; empty in blkif."""
     cdb: bytes = b""
+    """What the message has of it: SRP's at least 16 bytes, whatever the command."""
+    attribute: int | None = None
+    """SRP's task attribute; the other protocols have none."""
+    block_operation: int | None = None
+    """blkif's; of an indirect request what it is about."""
+    lba: int | None = None
+    blocks: int | None = None
+    """blkif's sectors: where, where that means something, and how many."""
     data_out: int = 0
     data_in: int = 0
     """Bytes in the buffers."""
@@ -73,6 +85,7 @@ class Answer:
     residual: int = 0
     """Bytes: > 0 not moved, < 0 buffer too short; over both directions."""
     sense: Sense | None = None
+    sense_data: bytes = b""
 
 
 def decode(record: Container) -> Request | Answer:
@@ -134,8 +147,10 @@ def _cmd(iu: Container) -> Request:
         Kind.COMMAND,
         iu.tag,
         describe(cdb),
-        lun=_lun(iu.lun),
+        lun=unit_name(iu.lun),
+        address=iu.lun,
         cdb=cdb,
+        attribute=iu.attribute & ATTRIBUTE,
         data_out=_buffer_length(iu.data_out),
         data_in=_buffer_length(iu.data_in),
     )
@@ -162,6 +177,7 @@ def _rsp(iu: Container) -> Answer:
         failed=bool(code),
         residual=data_out + data_in,
         sense=parse_sense(iu.sense_data),
+        sense_data=iu.sense_data,
     )
 
 
@@ -177,7 +193,8 @@ def _tsk_mgmt(iu: Container) -> Request:
         Kind.MANAGEMENT,
         iu.tag,
         words,
-        lun=_lun(iu.lun),
+        lun=unit_name(iu.lun),
+        address=iu.lun,
         function=iu.function,
         managed_tag=iu.managed_tag,
     )
@@ -190,7 +207,7 @@ def _cred_req(iu: Container) -> Request:
 def _aer_req(iu: Container) -> Request:
     sense = parse_sense(iu.sense_data)
     words = f"AER_REQ {sense.describe() if sense else 'without sense'}"
-    return Request(Kind.EVENT, iu.tag, words, lun=_lun(iu.lun))
+    return Request(Kind.EVENT, iu.tag, words, lun=unit_name(iu.lun), address=iu.lun)
 
 
 def _t_logout(iu: Container) -> Request:
@@ -225,7 +242,8 @@ def _mad(unit: bytes, way: Way) -> Request | Answer:
     return Request(Kind.MAD, message.tag, words)
 
 
-def _lun(address: bytes) -> str:
+def unit_name(address: bytes) -> str:
+    """Return what `Request.lun` says of a SAM LUN."""
     number = logical_unit_number(address)
     return address.hex() if number is None else str(number)
 
@@ -241,6 +259,7 @@ def _vscsiif(record: Container, way: Way) -> Request | Answer:
         words = f"SG_PRESET segments {request.nr_segments}"
         return Request(Kind.COMMAND, request.rqid, words)
     lun = f"{request.channel}:{request.id}:{request.lun}"
+    address = encode(request.lun)
     if request.act in _ACTS:
         function = _ACTS[request.act]
         words = function.name.replace("_", " ")
@@ -251,11 +270,12 @@ def _vscsiif(record: Container, way: Way) -> Request | Answer:
             request.rqid,
             words,
             lun=lun,
+            address=address,
             function=function,
             managed_tag=request.ref_rqid,
         )
     if request.act != vscsiif.Act.CDB:
-        return Request(Kind.COMMAND, request.rqid, f"act {request.act}", lun=lun)
+        return Request(Kind.COMMAND, request.rqid, f"act {request.act}", lun=lun, address=address)
     cdb = request.cdb[: request.cmd_len]
     segments = request.segments[: request.nr_segments & ~vscsiif.SG_GRANT]
     if request.nr_segments & vscsiif.SG_GRANT:
@@ -269,6 +289,7 @@ def _vscsiif(record: Container, way: Way) -> Request | Answer:
         request.rqid,
         describe(cdb),
         lun=lun,
+        address=address,
         cdb=cdb,
         data_out=length if out else 0,
         data_in=0 if out else length,
@@ -288,6 +309,7 @@ def _vscsiif_answer(response: Container) -> Answer:
         outcome = "FAILED" if failed else COMPLETE
         return Answer(Kind.COMMAND, response.rqid, outcome=outcome, failed=failed)
     status, host = vscsiif.unpack_rslt(response.rslt)
+    sense = response.sense_buffer[: response.sense_len]
     return Answer(
         Kind.COMMAND,
         response.rqid,
@@ -295,7 +317,8 @@ def _vscsiif_answer(response: Container) -> Answer:
         outcome="" if host == vscsiif.Host.OK else "host " + _name(vscsiif.Host, host, "code"),
         failed=host != vscsiif.Host.OK,
         residual=response.residual,
-        sense=parse_sense(response.sense_buffer[: response.sense_len]),
+        sense=parse_sense(sense),
+        sense_data=sense,
     )
 
 
@@ -320,22 +343,27 @@ def _blkif(record: Container, way: Way) -> Request | Answer:
         words += " " + _name(blkif.Operation, operation, "operation")
         table = record.segments
         segments = blkif.parse_segments(table[: len(table) - len(table) % blkif.Segment.sizeof()])
-    elif len(record.message) > size:  # FreeBSD's 2010 extension: segment blocks follow
+    elif "nr_segments" in request and len(record.message) > size:
+        # FreeBSD's 2010 extension: segment blocks follow.
         segments = list(segments)
         for at in range(size, len(record.message), size):
             segments += layout.parse_segment_block(record.message[at : at + size])
         segments = segments[: request.nr_segments]
     sectors = sum(max(0, each.last_sect - each.first_sect + 1) for each in segments)
-    if "nr_sectors" in request:
-        words += f" sector {request.sector_number} sectors {request.nr_sectors}"
-    elif "sector_number" in request:
-        words += f" sector {request.sector_number} sectors {sectors}"
+    lba, blocks = request.get("sector_number"), request.get("nr_sectors", sectors)
+    if lba is not None:
+        words += f" sector {lba} sectors {blocks}"
+    if operation == blkif.Operation.FLUSH_DISKCACHE:
+        lba = None  # of the whole disk, whatever stands there
     length = sectors * blkif.SECTOR_SIZE
     read = operation == blkif.Operation.READ
     return Request(
         Kind.COMMAND,
         request.id,
         words,
+        block_operation=operation,
+        lba=lba,
+        blocks=None if lba is None else blocks,
         data_out=0 if read else length,
         data_in=length if read else 0,
     )

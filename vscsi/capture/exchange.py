@@ -31,6 +31,8 @@ class Exchange:
     latency_ns: int | None = None
     fate: str = ""
     """Why there will be no answer, if that is known."""
+    serial: int = 0
+    """Counts the requests that wait for an answer."""
 
     @property
     def kind(self) -> Kind:
@@ -50,10 +52,11 @@ class Exchange:
 
 
 @dataclass(slots=True)
-class _Ring:
+class Ring:
     """What a ring has open, and how far its requests have come."""
 
     last_index: int | None = None
+    """The ring index of the last message to the target."""
     open: dict[int, Exchange] = field(default_factory=dict)
     """By serial number, so from the oldest on."""
 
@@ -67,7 +70,9 @@ class Exchanges:
     """
 
     def __init__(self) -> None:
-        self._rings: dict[int, _Ring] = {}
+        self.newest: Exchange | None = None
+        """What the last message that was added has begun, if it waits for an answer."""
+        self._rings: dict[int, Ring] = {}
         self._by_key: dict[_Key, deque[int]] = {}
         self._open: dict[int, int] = {}
         """The ring of each open serial number, from the oldest on."""
@@ -76,7 +81,8 @@ class Exchanges:
     def add(self, captured: Captured) -> Iterator[Exchange]:
         """Take a message; yields what came to an end by it."""
         record = captured.record
-        ring = self._rings.setdefault(captured.interface, _Ring())
+        ring = self.ring(captured.interface)
+        self.newest = None
         message = decode(record)
         if captured.lost:
             yield from self._give_up(ring, "messages were dropped")
@@ -98,10 +104,21 @@ class Exchanges:
         if len(self._open) >= MAX_OPEN:
             serial, interface = next(iter(self._open.items()))
             yield self._close(self._rings[interface], serial, "no answer for too long")
+        self.newest = self.resume(exchange)
+
+    def ring(self, interface: int) -> Ring:
+        """Return what is kept of a ring; from then on it is."""
+        return self._rings.setdefault(interface, Ring())
+
+    def resume(self, exchange: Exchange) -> Exchange:
+        """Have a request wait for its answer, as the newest of all."""
+        interface = exchange.captured.interface
         self._serial += 1
-        self._open[self._serial] = captured.interface
-        ring.open[self._serial] = exchange
+        exchange.serial = self._serial
+        self._open[self._serial] = interface
+        self.ring(interface).open[self._serial] = exchange
         self._by_key.setdefault(_key(exchange), deque()).append(self._serial)
+        return exchange
 
     def rest(self) -> Iterator[Exchange]:
         """Yield what is still open, oldest first."""
@@ -117,7 +134,7 @@ class Exchanges:
         exchange.latency_ns = captured.time_ns - exchange.captured.time_ns
         return exchange
 
-    def _close(self, ring: _Ring, serial: int, fate: str) -> Exchange:
+    def _close(self, ring: Ring, serial: int, fate: str) -> Exchange:
         exchange = ring.open.pop(serial)
         del self._open[serial]
         key = _key(exchange)
@@ -129,13 +146,13 @@ class Exchanges:
         return exchange
 
     def _give_up(
-        self, ring: _Ring, fate: str, which: Callable[[Exchange], bool] = lambda _: True
+        self, ring: Ring, fate: str, which: Callable[[Exchange], bool] = lambda _: True
     ) -> Iterator[Exchange]:
         """Close the open requests that are meant."""
         for serial in [number for number, exchange in ring.open.items() if which(exchange)]:
             yield self._close(ring, serial, fate)
 
-    def _aborted(self, ring: _Ring, management: Exchange) -> Iterator[Exchange]:
+    def _aborted(self, ring: Ring, management: Exchange) -> Iterator[Exchange]:
         """Close what a task management function aborted: SRP answers none of it.
 
         vscsiif does, so that the frontend has its rqid back.
@@ -159,7 +176,7 @@ class Exchanges:
         yield from self._give_up(ring, "aborted", meant)
 
     @staticmethod
-    def _restarted(ring: _Ring, index: int) -> bool:
+    def _restarted(ring: Ring, index: int) -> bool:
         """Whether a request's ring index does not go on, modulo 2^32, as in a new connection."""
         last = ring.last_index
         return last is not None and (index - last - 1) & 0xFFFF_FFFF >= 1 << 31

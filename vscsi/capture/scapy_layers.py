@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
+# scapy.contrib.description = vscsi: SRP, vscsiif, blkif, CDBs and sense data in captures of rings
+# scapy.contrib.status = loads
 """Scapy layers of a capture: its records, SRP, MADs, vscsiif, blkif, CDBs and sense data.
 
     from scapy.utils import rdpcap
     from vscsi.capture.scapy_layers import *
     packets = rdpcap("file.pcapng")             # Record / ...
     [p[SrpCmd].cdb for p in packets if SrpCmd in p]
+    [p.payload_ for p in packets if p.payload_kind]      # what was captured of the data
     SrpCmd(tag=5, cdb=cdb("READ(10)", lba=8, blocks=1), data_in_format=1,
            data_in=MemoryDescriptor(length=512))
 
@@ -664,13 +667,26 @@ Record = _layer(
             "protocol": record.Protocol,
             "direction": record.Way,
             "layout": record.LayoutCode,
+            "payload_kind": record.PayloadKind,
         },
         {
             "message_length": [
-                FieldLenField("message_length", None, length_of="message", fmt="<I")
+                FieldLenField("message_length", None, length_of="message", fmt="<H")
+            ],
+            "segments_length": [
+                FieldLenField("segments_length", None, length_of="segments", fmt="<H")
             ],
             "message": [Choice("message", _message_of, lambda packet: packet.message_length)],
-            "segments": [PacketListField("segments", [], _segment, max_count=MAX_ENTRIES)],
+            "segments": [
+                PacketListField(
+                    "segments",
+                    [],
+                    _segment,
+                    length_from=lambda packet: packet.segments_length,
+                    max_count=MAX_ENTRIES,
+                )
+            ],
+            "payload": [StrField("payload_", b"")],
         },
     ),
 )

@@ -65,7 +65,7 @@ def values(exchange: Exchange) -> dict[str, object]:
         "data_in": request.data_in if request is not None else None,
         "answered": answer is not None,
         "fate": exchange.fate or None,
-        "status": _status(exchange, answer) if answer is not None else None,
+        "status": outcome(exchange, answer) if answer is not None else None,
         "sense": None
         if sense is None
         else {
@@ -81,7 +81,7 @@ def values(exchange: Exchange) -> dict[str, object]:
 
 
 def _answer(exchange: Exchange, answer: Answer) -> list[str]:
-    words = [_status(exchange, answer)]
+    words = [outcome(exchange, answer)]
     if answer.sense is not None:
         words.append(answer.sense.describe())
     if exchange.moved is not None:
@@ -95,7 +95,7 @@ def _answer(exchange: Exchange, answer: Answer) -> list[str]:
     return words
 
 
-def _status(exchange: Exchange, answer: Answer) -> str:
+def outcome(exchange: Exchange, answer: Answer) -> str:
     """Return an answer's status: SCSI's, unless the protocol has something to say beside it."""
     # With a response code of 0 a command's status counts, a management function's has no meaning.
     complete = answer.outcome == COMPLETE and exchange.kind is Kind.COMMAND

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """`vscsi capture`: record what crosses the rings of a served directory, and show it."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -13,14 +14,23 @@ from typing import IO
 
 import click
 
+from vscsi.capture.choice import Choice, Payload
 from vscsi.capture.exchange import Exchange, Exchanges
-from vscsi.capture.live import LiveCapture
+from vscsi.capture.live import LiveCapture, Output
 from vscsi.capture.reader import CaptureReader
+from vscsi.capture.rotate import Limits, Rotation
 from vscsi.capture.show import line, values
+from vscsi.capture.wireshark import SCRIPT
+from vscsi.cli.capture_options import (
+    chosen,
+    filter_options,
+    limits,
+    payload_option,
+    rotation_options,
+)
+from vscsi.cli.convert import convert
+from vscsi.cli.options import captured_path
 from vscsi.wire.errors import SetupError, WireError
-from vscsi.wire.record import Protocol
-
-_PATHS = {protocol.name.lower(): protocol for protocol in Protocol}
 
 
 class _RecordsByDefault(click.Group):
@@ -40,22 +50,53 @@ def capture() -> None:
     """
 
 
+capture.add_command(convert)
+
+
 @capture.command()
 @click.argument("path")
 @click.option("-w", "--write", "file", required=True, help="pcapng file to write, - for stdout.")
+@payload_option
+@filter_options
+@rotation_options
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def record(context: click.Context, path: str, file: str, command: tuple[str, ...]) -> None:
+def record(
+    context: click.Context,
+    path: str,
+    file: str,
+    payload: Payload,
+    luns: tuple[int, ...],
+    opcodes: tuple[str, ...],
+    lba: str | None,
+    statuses: tuple[str, ...],
+    rotate_size: int | None,
+    rotate_time: int | None,
+    keep: int | None,
+    command: tuple[str, ...],
+) -> None:
     """Record while COMMAND runs; without one until interrupted. It also ends with the server.
 
     PATH is DIR for all rings that are served there, srp:DIR, vscsiif:DIR or blkif:DIR for those
-    of one protocol. The exit status is COMMAND's.
+    of one protocol. The exit status is COMMAND's. Of a filter's conditions a command must meet one
+    of each kind; what is no command is recorded in any case. Files that follow each other are
+    FILE-00001.pcapng and so on; each can be read alone.
+
+    \b
+    vscsi capture run -w all.pcapng
+    vscsi capture run -w reads.pcapng --lun 0 --opcode read --lba 0-2047 --payload 512
+    vscsi capture srp:run -w bad.pcapng --status error -- fio job.fio
+    vscsi capture run -w day.pcapng --rotate-time 1h --rotate-size 1G --keep 24
     """
-    directory, only = _parse_path(path)
-    live = LiveCapture(directory, only)
+    directory, only = captured_path(path)
+    choice = Choice(only, payload, chosen(luns, opcodes, lba, statuses))
+    rotation = limits(rotate_size, rotate_time, keep)
+    if rotation and file == "-":
+        raise click.UsageError("files that follow each other need a name")
+    live = LiveCapture(directory, choice)
     status = 0
     try:
-        with _open(file, "wb") as output, _stopped_by_signals(live):
+        with _output(file, rotation) as output, _stopped_by_signals(live):
             until = "until it ends" if command else "Ctrl-C ends it"
             click.echo(f"vscsi: recording {path}; {until}", err=True)
             with _running(command, live) as process:
@@ -68,7 +109,10 @@ def record(context: click.Context, path: str, file: str, command: tuple[str, ...
         context.exit(1)
     finally:
         live.close()
-    click.echo(f"vscsi: {live.recorded} messages recorded, {live.dropped} dropped", err=True)
+    filtered = f", {live.left_out} left out" if choice.filter else ""
+    click.echo(
+        f"vscsi: {live.recorded} messages recorded, {live.dropped} dropped{filtered}", err=True
+    )
     if status:
         context.exit(status if status > 0 else 128 - status)
 
@@ -103,15 +147,21 @@ def show(file: str, as_json: bool) -> None:
         click.echo(f"vscsi: {file}: {reader.dropped} messages were dropped", err=True)
 
 
+@capture.command()
+def dissector() -> None:
+    """Print the path of the Wireshark dissector.
+
+    It is a script in Lua, for the option below. Or copy it to Wireshark's folder for personal Lua
+    plug-ins, ~/.local/lib/wireshark/plugins.
+
+    \b
+    tshark -X lua_script:$(vscsi capture dissector) -r FILE
+    """
+    click.echo(str(SCRIPT))
+
+
 def _print(exchange: Exchange, as_json: bool) -> None:
     click.echo(json.dumps(values(exchange)) if as_json else line(exchange))
-
-
-def _parse_path(path: str) -> tuple[Path, Protocol | None]:
-    kind, colon, rest = path.partition(":")
-    if colon and kind in _PATHS and rest:
-        return Path(rest), _PATHS[kind]
-    return Path(path), None
 
 
 @contextmanager
@@ -125,6 +175,17 @@ def _open(file: str, mode: str) -> Iterator[IO[bytes]]:
         ) from error
     with opened as stream:
         yield stream
+
+
+@contextmanager
+def _output(file: str, rotation: Limits) -> Iterator[Output]:
+    """Open what a capture is written to."""
+    if not rotation:
+        with _open(file, "wb") as stream:
+            yield stream
+        return
+    with contextlib.closing(Rotation(Path(file), rotation)) as files:
+        yield files
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import click
 
@@ -26,6 +27,47 @@ def size_text(size_bytes: int) -> str:
 def printable(text: str) -> str:
     """Return a text that a peer wrote without what would steer a terminal."""
     return "".join(each if each.isprintable() else "\ufffd" for each in text)
+
+
+class Troubles(Protocol):
+    """What could not be read of a file; see `vscsi.capture.commands.Troubles`."""
+
+    @property
+    def broken(self) -> str:
+        """Where reading had to end, and why."""
+
+    @property
+    def skipped(self) -> int:
+        """Records that were not understood."""
+
+    @property
+    def first_skipped(self) -> str:
+        """Why the first of them was not."""
+
+    @property
+    def dropped(self) -> int:
+        """Messages that the file itself says are missing."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was repaired."""
+
+
+def say_troubles(file: str, troubles: Troubles) -> bool:
+    """Say on standard error, in one line, what could not be read; return whether all could."""
+    words = []
+    if troubles.skipped:
+        words.append(
+            f"{troubles.skipped} records not understood (the first {troubles.first_skipped})"
+        )
+    if troubles.broken:
+        words.append(troubles.broken)
+    if troubles.dropped:
+        words.append(f"{troubles.dropped} messages were dropped")
+    words += troubles.notes
+    if words:
+        click.echo(f"vscsi: {printable(f'{file}: ' + '; '.join(words))}", err=True)
+    return not (troubles.broken or troubles.skipped)
 
 
 def print_json(value: object) -> None:

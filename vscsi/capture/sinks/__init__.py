@@ -15,10 +15,10 @@ FORMATS = {
     "iscsi": "iscsi",
     "vscsi-trace": "vscsi_trace",
     "iolog": "iolog",
-    "vscsistats": "vscsistats",
     "parquet": "parquet",
+    "fio-job": "fio_job",
 }
-"""Names for `vscsi capture convert --to`, and their modules."""
+"""Names for `vscsi capture convert --to`, and their modules; beside them vscsi.analysis has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +30,5 @@ class Written:
     """Commands that the format has no words for, and"""
     why: str = ""
     """what the first of them lacked."""
+    note: str = ""
+    """One line about what was written in other words than the source's."""

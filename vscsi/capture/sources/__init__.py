@@ -13,6 +13,7 @@ Files are hostile. What can be read is read; no length or count in a file decide
 import gzip
 import importlib
 import io
+import os
 import sys
 from contextlib import ExitStack
 from types import ModuleType, TracebackType
@@ -46,8 +47,16 @@ class Opened:
         Raises SetupError for a file that can't be opened, or that is of no known format.
         """
         with ExitStack() as stack:
-            self.source: Source = _open(stack, file, form)
+            self.source: Source
+            self.source, self._raw = _open(stack, file, form)
             self._stack = stack.pop_all()
+
+    def progress(self) -> tuple[int, int]:
+        """Return how many bytes of the file have been read, and its size; 0 of 0 for a pipe."""
+        try:
+            return self._raw.tell(), os.fstat(self._raw.fileno()).st_size
+        except (OSError, ValueError):  # nowhere to be in a pipe; closed
+            return 0, 0
 
     def __enter__(self) -> Source:
         return self.source
@@ -61,14 +70,14 @@ class Opened:
         self._stack.close()
 
 
-def _open(stack: ExitStack, file: str, form: str | None) -> Source:
+def _open(stack: ExitStack, file: str, form: str | None) -> tuple[Source, io.FileIO]:
     if form is not None and form not in FORMATS:
         raise SetupError("read", file, f"no format {form!r}", f"one of {', '.join(FORMATS)}")
     try:
         raw = io.FileIO(sys.stdin.fileno() if file == "-" else file, closefd=file != "-")
         stream = stack.enter_context(io.BufferedReader(raw, _BUFFER_BYTES))
         if stream.peek(len(_GZIP))[: len(_GZIP)] == _GZIP:
-            unpacked: Any = gzip.GzipFile(fileobj=stream)
+            unpacked: Any = _Unpacked(stream)
             stream = stack.enter_context(io.BufferedReader(unpacked, _BUFFER_BYTES))
         head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
     except (OSError, EOFError) as error:
@@ -77,10 +86,24 @@ def _open(stack: ExitStack, file: str, form: str | None) -> Source:
     for name in FORMATS if form is None else [form]:
         module = _module(name)
         if form is not None or module.recognise(head):
-            source: Source = module.read(stream)
-            return source
+            return module.read(stream), raw
     reason = "the file is empty" if not head else "its content is of no known format"
     raise SetupError("cannot read", file, reason, f"name one of {', '.join(FORMATS)} by --format")
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds, piece by piece, so that what is before its broken end is read."""
+
+    def __init__(self, packed: Any) -> None:
+        self._file = gzip.GzipFile(fileobj=packed)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._file.read1(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
 
 
 def _module(name: str) -> ModuleType:
