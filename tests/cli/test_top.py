@@ -19,6 +19,8 @@ from tests.conftest import COMMAND
 from vscsi.transport.hba import ScsiError
 
 HANG_S = 60
+MOST_SHOWN = 1 << 18
+"""Bytes on a terminal, some minutes of windows: only a test that fails sees so many."""
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def test_a_number_of_windows_and_no_more(cli, directory, server):
 
 
 def test_lines_without_a_terminal(start, directory, server):
-    ready = start("top", f"srp:{directory}", "--interval", "0.2", wait_on="")
+    ready = start("top", f"srp:{directory}", "--interval", "0.2", "--count", "300", wait_on="")
     assert f"srp:{directory}  0 commands/s" in ready.ready
     with vscsi.connect(f"srp:{directory}") as hba:
         for turn in range(100):
@@ -173,6 +175,7 @@ class Terminal:
 
     def wait_for(self, words):
         while words not in self.shown:
+            assert len(self.shown) < MOST_SHOWN, self.shown[-1000:]
             assert select.select([self.side], [], [], HANG_S)[0], self.shown
             self.shown += os.read(self.side, 1 << 16)
 

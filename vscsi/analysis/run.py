@@ -28,7 +28,7 @@ class Options:
     engine: str = "duckdb"
     """duckdb, spark or spark://HOST:PORT."""
     directory: Path | None = None
-    """Where temporary files go: some 300 bytes a command; a cluster has to see it too."""
+    """Where temporary files go: some 100 bytes a command; a cluster has to see it too."""
     progress: Progress = _silent
 
 
@@ -43,10 +43,8 @@ def analyze(sources: Iterable[tuple[str, Source]], options: Options | None = Non
         directory = Path(name)
         ingest = Ingest(directory, options.progress)
         ingest.read(sources)
-        with engine.duckdb(directory) as local:
-            features = ingest.order(local)
-            if options.engine == local.name:
-                return _assemble(ingest, local, features, options)
+        with engine.sorter(directory) as sorter:
+            features = ingest.order(sorter)
         with engine.connect(options.engine, directory) as chosen:
             return _assemble(ingest, chosen, features, options)
 

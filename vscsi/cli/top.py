@@ -13,7 +13,8 @@ from types import FrameType
 
 import click
 
-from vscsi.analysis.live import Watch, Window
+from vscsi.analysis.live import Watch
+from vscsi.analysis.window import Window
 from vscsi.capture.choice import Choice
 from vscsi.capture.live import LiveCapture
 from vscsi.capture.sources.ours.source import RingCapture

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vscsi.analysis import units
-from vscsi.analysis.live import Figures, Window
+from vscsi.analysis.window import Figures, Window
 from vscsi.cli.output import print_table, printable
 
 HEADS = ("disk", "/s", "MB/s", "p50", "p99", "max", "depth", "waiting", "errors")

@@ -25,7 +25,7 @@ def commands(analysis: Analysis) -> Html:
         if row.latency_us is not None
         for each in (row.latency_us.min, row.latency_us.max)
     ]
-    axis = logarithmic(times, units.duration)
+    axis = logarithmic(times, units.duration, ticks=99)
     heads = (
         *("command", "latency", "count", "share", "moved", "errors", "unanswered"),
         *("p50", "p90", "p99", "p99.9", "max"),
