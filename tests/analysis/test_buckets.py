@@ -34,8 +34,13 @@ def test_numbers_are_for_all_measures_or_for_one() -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["", "linear", "4,2", "1,1", "1,x", "speed=1", "latency_us=", "1" * 30, "1" + ",9" * 300],
+    ["", "linear", "4,2", "1,1", "1,x", "latency_us=", "1" * 30, "1" + ",9" * 300],
 )
 def test_what_is_no_set_of_buckets_is_refused(word: str) -> None:
     with pytest.raises(SetupError, match="esx or pow2"):
         parse([word])
+
+
+def test_a_measure_that_is_none_is_told_which_there_are() -> None:
+    with pytest.raises(SetupError, match=r"no measure 'speed'; there is io_length_bytes, .*_us"):
+        parse(["speed=1"])

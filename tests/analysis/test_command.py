@@ -84,7 +84,9 @@ def test_a_file_that_is_cut_off_is_shown_as_far_as_it_goes(
         ([CAPTURE, CAPTURE, "--diff", "--csv", "/nowhere/a.csv"], "--diff"),
         ([CAPTURE, "--html", "/nowhere/a.html"], "/nowhere/a.html"),
         ([CAPTURE, "--format", "tar"], "tar"),
-        (["srp:/nowhere"], "/nowhere"),
+        (["srp:/nowhere"], "nobody serves /nowhere"),
+        (["/"], "nobody serves /"),
+        (["call:disk.img"], "'call:disk.img' is none of DIR, srp:DIR, vscsiif:DIR, blkif:DIR"),
         ([], "FILE"),
     ],
     ids=str,
@@ -95,6 +97,43 @@ def test_what_cannot_begin_is_one_line(cli: Any, arguments: list[Any], words: st
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--html", "--csv"])
+def test_what_is_read_is_not_written(cli: Any, small: Path, tmp_path: Path, option: str) -> None:
+    file = tmp_path / "only.pcapng"
+    file.write_bytes(small.read_bytes())
+    done = cli("analyze", file, option, file)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"vscsi: write {file}: it is what is read; name another file\n"
+    with file.open("rb") as stream:
+        assert cli("analyze", "-", option, file, stdin=stream).returncode == 2
+    assert file.read_bytes() == small.read_bytes()
+
+
+@pytest.mark.parametrize("arguments", [["/dev/null"], [sys.executable], [CAPTURE, "--path=blkif"]])
+def test_the_last_report_stays_if_there_is_no_new_one(
+    cli: Any, tmp_path: Path, arguments: list[Any]
+) -> None:
+    html = tmp_path / "report.html"
+    html.write_text("yesterday")
+    assert cli("analyze", *arguments, "--html", html).returncode == 2
+    assert html.read_text() == "yesterday"
+    assert list(tmp_path.iterdir()) == [html]
+
+
+@pytest.mark.parametrize("option", ["--html", "--csv"])
+def test_a_full_device_is_one_line(cli: Any, option: str) -> None:
+    done = cli("analyze", CAPTURE, option, "/dev/full")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "vscsi: cannot write /dev/full: No space left on device\n"
+
+
+def test_a_report_goes_to_standard_output(cli: Any, small: Path) -> None:
+    for name in ("-", "/dev/stdout"):
+        done = cli("analyze", small, "--csv", name)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("Histogram: IO lengths of commands,")
 
 
 def test_two_captures_are_compared(cli: Any, small: Path) -> None:

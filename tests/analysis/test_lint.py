@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from tests.analysis.made import Made, row
-from vscsi.analysis.lint import Lint
+from vscsi.analysis.lint import Lint, medium
 from vscsi.analysis.result import Finding
 from vscsi.analysis.run import analyze
 from vscsi.capture.commands import Disk, Event, Fate, Operation
 from vscsi.wire.cdb import build
+from vscsi.wire.lun import encode
 from vscsi.wire.opcodes import COMMANDS, DeviceType
 
 WRITE = Operation.WRITE
@@ -136,3 +137,67 @@ def test_pages_that_were_never_written_are_counted_when_read() -> None:
     ]
     found = findings(rows)["unwritten-read"]
     assert (found.count, found.severity) == (3, "note")
+
+
+def unit(name: str, lun: int | None, *, blocks: int | None = 100, size: int = 512) -> Disk:
+    return Disk(name, None if lun is None else encode(lun), size, blocks)
+
+
+SRP = unit("srp-1-0 lun 1", 1)
+
+
+@pytest.mark.parametrize(
+    ("other", "flushed"),
+    [
+        (unit("srp-2-0 lun 1", 1), True),
+        (unit("vscsiif-2-0 lun 0:0:1", 1), True),
+        (unit("blkif-3-1", None), True),
+        (unit("blkif-3-1", None, blocks=101), False),
+        (unit("blkif-3-0", None), False),
+        (unit("srp-2-0 lun 2", 2), False),
+        (unit("srp-2-1 lun 1", 1), False),
+        (unit("srp-2-0 lun 1", 1, blocks=None), False),
+        (unit("vscsiif-2-0 lun 0:1:1", 1), False),
+        (unit("10.0.0.2:3260/srp-2-0 lun 1", 1), False),
+    ],
+    ids=lambda value: value.name if isinstance(value, Disk) else None,
+)
+def test_a_flush_is_of_the_medium_whoever_sends_it(other: Disk, flushed: bool) -> None:
+    rows = [
+        row(0, operation=WRITE, lba=0),
+        row(1, operation=WRITE, lba=8, disk=1),
+        row(2, operation=Operation.FLUSH, disk=1),
+    ]
+    found = findings(rows, disks=[SRP, other])
+    assert ("unflushed-writes" in found) is not flushed
+    logout = Event(10_000, 0, "I_LOGOUT")
+    assert ("missing-flush" in findings(rows, disks=[SRP, other], events=[logout])) is not flushed
+
+
+def test_the_same_bytes_in_other_blocks_are_one_medium() -> None:
+    large = unit("srp-1-0 lun 0", 0, blocks=100, size=4096)
+    assert medium(large) == medium(unit("blkif-2-0", None, blocks=800))
+
+
+def test_what_may_be_flushed_elsewhere_is_said_to_be_of_this_path() -> None:
+    logout = [Event(10_000, 0, "I_LOGOUT")]
+    for disk, said in ((SRP, False), (Disk("portal/iqn lun 1", encode(1), 512, 100), True)):
+        rows = [row(0, operation=WRITE)]
+        assert ("on this path" in findings(rows, disks=[disk])["unflushed-writes"].words) is said
+        closed = findings(rows, disks=[disk], events=logout)["missing-flush"]
+        assert ("on this path" in closed.words) is said
+
+
+def test_writes_after_the_flush_count_for_whoever_sent_them() -> None:
+    disks = [SRP, unit("srp-2-0 lun 1", 1)]
+    rows = [
+        row(0, operation=WRITE, lba=0),
+        row(1, operation=Operation.FLUSH, disk=1),
+        row(2, operation=WRITE, lba=8),
+        row(3, operation=WRITE, lba=8, disk=1),
+        row(4, operation=WRITE, lba=8, fua=True),
+    ]
+    assert findings(rows, disks=disks)["unflushed-writes"].count == 2
+    for batch_rows in (1, 2, 100):
+        analysis = analyze([("made", Made(rows, disks=disks, batch_rows=batch_rows))])
+        assert analysis.flushes.unflushed_writes == 2

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A capture as a workload: the same commands in the same order, on any unit."""
 
+import io
 import itertools
 import json
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.capture.synthetic import write_srp
 from vscsi.bench.captured import MAX_BYTES, CapturedLoop, CapturedWorkload, captured_workload
 from vscsi.capture.commands import Channel, Disk, Event, Fate, Operation, Troubles
 from vscsi.capture.sources.columns import assemble
@@ -96,6 +98,11 @@ def test_the_sequence_is_sent_again_and_again(make_loop: Any) -> None:
     assert parse_unmap(bytes(sent[3].data_out[0].view)) == [(64, 32)]
     assert workload.counts == {"read": 2, "write": 1, "flush": 1, "unmap": 1}
     assert workload.mean_bytes == 25 * 512 / 5
+    assert workload.mean_length_bytes == pytest.approx(25 * 512 / 3)
+    assert "4,267 bytes a read or write" in workload.words
+    assert workload.as_json()["mean_bytes"] == workload.mean_length_bytes
+    flushes = captured_workload(MemorySource([(Operation.FLUSH, None, None)]), "a capture")
+    assert (flushes.mean_bytes, flushes.mean_length_bytes) == (0, 0)
 
 
 @given(
@@ -191,6 +198,24 @@ def test_a_job_file_of_a_capture(cli: Any, trace: Any, tmp_path: Any) -> None:
     done = cli("bench", "--workload", trace, "--fio-job", tmp_path / "a.fio")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "rwmixread=60" in (tmp_path / "a.fio").read_text()
+
+
+def test_a_capture_that_breaks_off_is_used_and_said(cli: Any, tmp_path: Any) -> None:
+    whole = io.BytesIO()
+    write_srp(whole, 200)
+    file = tmp_path / "broken.pcapng"
+    file.write_bytes(whole.getvalue()[:-7])
+    quick = ("--runtime", "0.1", "--rounds", "1", "--ramp-time", "0", "--yes-overwrite")
+    job = ("--workload", file, "--fio-job", tmp_path / "a.fio")
+    for arguments in (("call:memory:1M", "--workload", file, *quick), job):
+        done = cli("bench", *arguments)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"vscsi: {file}: ")
+    assert "rw=" in (tmp_path / "a.fio").read_text()
+    both = cli("bench", "call:memory:1M", *job, *quick)
+    assert (both.returncode, len(both.stderr.splitlines())) == (1, 1)
+    assert "operations/s" in both.stdout
 
 
 @pytest.mark.parametrize(

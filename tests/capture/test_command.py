@@ -2,6 +2,7 @@
 """`vscsi capture`: recorded by processes of their own, ended and killed at any moment."""
 
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from vscsi.wire.cdb import build
 from vscsi.wire.record import Protocol, Way
 
 HANG_S = 60
+ISCSI = (Path(__file__).parents[2] / "captures" / "iscsi-tgt-scan.pcapng.gz").read_bytes()
 
 
 @pytest.fixture
@@ -93,6 +95,27 @@ def test_a_command_that_cannot_be_run_is_one_line(cli, server, directory, tmp_pa
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("vscsi: ")
     assert "No such file" in done.stderr
+    assert not (tmp_path / "a.pcapng").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--rotate-size", "4k")])
+def test_nor_does_it_cost_the_file_that_was_there(cli, server, directory, tmp_path, options):
+    files = [tmp_path / "a.pcapng", tmp_path / "a-00001.pcapng"]
+    for file in files:
+        file.write_bytes(b"before")
+    done = cli("capture", directory, "-w", files[0], *options, "--", "/no/such/program")
+    assert done.returncode == 2
+    assert [file.read_bytes() for file in files] == [b"before"] * 2
+
+
+def test_a_file_that_was_there_is_replaced_when_the_command_runs(cli, server, directory, tmp_path):
+    file = tmp_path / "a.pcapng"
+    file.write_bytes(bytes(100_000))
+    done = cli("capture", directory, "-w", file, "--", "true")
+    assert done.returncode == 0
+    assert "; until true ends" in done.stderr
+    assert file.stat().st_size < 100_000
+    shown(cli, file)
 
 
 def test_recording_ends_with_the_server_and_only_one_protocol_is_recorded(
@@ -193,8 +216,12 @@ def test_a_full_disk_ends_a_recording_with_one_line(server, directory, cli):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("nowhere", "-w", "x"), "cannot connect to nowhere"),
-        (("srp:nowhere", "-w", "x"), "cannot connect to nowhere"),
+        (("nowhere", "-w", "x"), "nobody serves nowhere: it has no socket"),
+        (("srp:nowhere", "-w", "x"), "nobody serves nowhere: it has no socket"),
+        ((".", "-w", "x"), "nobody serves .: it has no socket"),
+        (("xyz:run", "-w", "x"), "'xyz:run' is none of DIR, srp:DIR, vscsiif:DIR, blkif:DIR"),
+        (("call:disk.img", "-w", "x"), "'call:disk.img' is none of DIR, srp:DIR"),
+        (("show", "/dev/null"), "cannot show /dev/null: the file is empty"),
         (("nowhere",), "Missing option '-w'"),
         (("show", "no-such-file"), "cannot open no-such-file"),
         (("show", "/"), "cannot open /"),
@@ -240,6 +267,34 @@ def test_show_counts_packets_that_it_does_not_understand(cli, capture_file, make
     lines, errors = shown(cli, file, status=1)
     assert len(lines) == 1
     assert "2 packets not understood (the first at byte" in errors
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", bytes(range(256)), b"\x1f\x8b and more", ISCSI])
+def test_what_is_no_capture_of_ours_cannot_be_shown(cli, tmp_path, content):
+    file = tmp_path / "a"
+    file.write_bytes(content)
+    done = cli("capture", "show", file)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"vscsi: cannot show {file}: ")
+    assert len(done.stderr.splitlines()) == 1
+    if content is ISCSI:
+        assert "link type 1: not a capture of vscsi; `vscsi analyze` reads" in done.stderr
+
+
+def test_show_reads_gzipped_captures(cli, stock_capture, tmp_path):
+    data, _ = stock_capture
+    plain, packed = tmp_path / "a", tmp_path / "a.gz"
+    plain.write_bytes(data)
+    packed.write_bytes(gzip.compress(data))
+    whole, _ = shown(cli, plain)
+    assert shown(cli, packed) == (whole, "")
+    done = cli("capture", "show", "--json", "-", input=packed.read_bytes(), text=False)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == whole
+    packed.write_bytes(packed.read_bytes()[: packed.stat().st_size * 3 // 4])
+    part, errors = shown(cli, packed, status=1)
+    assert 0 < len(part) < len(whole)
+    assert errors.startswith(f"vscsi: {packed}: broken at byte ")
+    assert errors.endswith(" of the unpacked content: the gzip file ends early\n")
 
 
 def test_show_reads_standard_input(cli, stock_capture):
@@ -389,6 +444,8 @@ def test_a_server_whose_file_may_not_grow_goes_on(start, directory, tmp_path, cl
         (["--rotate-time", "never"], "no time"),
         (["--rotate-time", "0s"], "no time"),
         (["--rotate-size", "big"], "no size"),
+        (["--rotate-size", "0"], "--rotate-size 0"),
+        (["--rotate-time", "0"], "no time"),
     ],
 )
 def test_options_that_cannot_be_are_one_line_and_status_2(cli, tmp_path, options, says):

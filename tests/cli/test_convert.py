@@ -2,11 +2,15 @@
 """`vscsi capture convert`: what is written, what is said, and how it ends."""
 
 import gzip
+from collections import Counter
 
 import pytest
 
 from tests.capture.sources import iscsi_traffic as traffic
 
+INQUIRY = 0x12
+RECORD_BYTES = 40
+"""Of a .vscsi file, version 2."""
 SCAN = traffic.CAPTURES / "iscsi-tgt-scan.pcapng.gz"
 
 
@@ -75,6 +79,39 @@ def test_a_capture_is_not_written_over_itself(cli, capture):
     assert result.returncode == 2
     assert "it is what is read" in result.stderr
     assert capture.read_bytes() == before
+
+
+@pytest.mark.parametrize("which", ["busiest", "first", "named"])
+def test_of_several_disks_one_becomes_a_vscsi_file(cli, capture, tmp_path, which):
+    """The busiest; of a stream, which is read once, the first; or the one that is asked for."""
+    source, rows = traffic.read(capture.read_bytes())
+    disks = [row["disk"] for row in rows if row["opcode"] == INQUIRY]
+    counts = Counter(disks)
+    index = counts.most_common(1)[0][0] if which == "busiest" else disks[0]
+    assert counts[disks[0]] < max(counts.values())
+    name, out = source.disks[index].name, tmp_path / "out"
+    options = ["--to", "vscsi-trace", "-o", out, "--opcode", "inquiry"]
+    options += ["--disk", name] if which == "named" else []
+    with capture.open("rb") as stream:
+        result = convert(cli, "-" if which == "first" else capture, *options, stdin=stream)
+    assert result.returncode == 0
+    assert out.stat().st_size == counts[index] * RECORD_BYTES
+    left_out = len(disks) - counts[index]
+    assert result.stderr.splitlines() == (
+        [f"vscsi: {counts[index]} commands written"]
+        if which == "named"
+        else [
+            f"vscsi: {counts[index]} commands written, {left_out} left out: of another disk",
+            f"vscsi: {name} was written, of {len(counts)} disks the {which} one:"
+            " the format has one",
+        ]
+    )
+
+
+def test_a_disk_that_is_not_there(cli, capture, tmp_path):
+    result = convert(cli, capture, "--to", "iolog", "-o", tmp_path / "out", "--disk", "sda")
+    assert result.returncode == 2
+    assert "it has no such disk; it has " in result.stderr
 
 
 def test_no_room(cli, capture):

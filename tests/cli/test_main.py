@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The command as such: help, and every way to misuse it in one line."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import COMMAND, HANG_S
 from vscsi.cli.main import VERBS
 
 COMMANDS = [
@@ -82,3 +85,36 @@ def test_a_reader_that_has_enough_is_no_error(cli):
     process.stderr.close()
     assert process.wait() == 1
     assert errors == b""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--help",
+        "ls --help",
+        "ls call:null:1M",
+        "ls --json call:null:1M",
+        "inq call:null:1M",
+        "analyze captures/linux-srp.pcapng.gz",
+        "analyze --json captures/linux-srp.pcapng.gz",
+        "analyze --csv - captures/linux-srp.pcapng.gz",
+        "capture show captures/linux-srp.pcapng.gz",
+        "replay captures/linux-srp.pcapng.gz call:memory:64M --speed max --yes",
+    ],
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_output_that_does_not_fit_is_one_line(line, unbuffered):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [COMMAND, *line.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=HANG_S,
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "vscsi: cannot write standard output: No space left on device"
+    assert "Traceback" not in done.stderr

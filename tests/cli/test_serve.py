@@ -16,6 +16,7 @@ from vscsi.domain.base import StoreError
 from vscsi.domain.local import connect_store
 from vscsi.transport.hba import ScsiError
 from vscsi.transport.initiator import TransportError
+from vscsi.transport.queues import MAX_QUEUES
 from vscsi.wire import cdb as cdbs
 
 PATHS = ("srp", "vscsiif", "blkif")
@@ -52,11 +53,12 @@ def test_it_says_what_it_serves_and_how_to_look_at_it(cli, start, image, run):
 def test_queues_and_their_cpus_are_asked_for(cli, start, image, run):
     ours = sorted(os.sched_getaffinity(0))
     cpus = f"{ours[0]},{ours[-1]}"
-    start("serve", image, "--dir", run, "--queues", 2, "--cpus", cpus)
+    start("serve", image, "--dir", run, "--queues", MAX_QUEUES, "--cpus", cpus)
     for kind in ("srp", "blkif"):
-        with vscsi.connect(f"{kind}:{run}?queues=2") as hba:
-            assert hba.parameters()["queues"] == 2
+        with vscsi.connect(f"{kind}:{run}?queues={MAX_QUEUES}") as hba:
+            assert hba.parameters()["queues"] == MAX_QUEUES
             assert hba.lun(0).read(0, 1) == bytes(512)
+            assert len(hba.initiator.backend_statistics()["queues"]) == MAX_QUEUES
     absent = max(ours) + 1000
     for wrong in (f"{absent}", "0-", "", "x", f"{ours[0]}-{absent}"):
         refused = cli("serve", image, "--dir", f"{run}2", "--cpus", wrong)

@@ -2,6 +2,7 @@
 """`vscsi top` beside a server and a load: for programs, without a terminal, and on one."""
 
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -86,6 +87,8 @@ def test_every_command_is_in_one_window_and_the_servers_end_ends_it(directory, s
     )
     assert moved == pytest.approx(300 * 512 + 300 * 8 * 512 + 50 * 512)
     assert sum(window["dropped"] for window in shown) == 0
+    for before, window in itertools.pairwise(shown):  # nothing between them, nothing in both
+        assert window["time_ns"] - before["time_ns"] == pytest.approx(window["seconds"] * 1e9)
     for window in shown:
         for disk in window["disks"]:
             latency = disk["total"]["latency_us"]
@@ -246,3 +249,19 @@ def test_what_cannot_begin_is_one_line(cli, directory):
         assert done.stdout == ""
         assert len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("vscsi")
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("xyz:run", "'xyz:run' is none of DIR, srp:DIR, vscsiif:DIR, blkif:DIR"),
+        ("call:disk.img", "'call:disk.img' is none of DIR, srp:DIR"),
+        ("srp:nowhere", "nobody serves nowhere: it has no socket"),
+        (".", "nobody serves .: it has no socket"),
+    ],
+)
+def test_a_path_that_nobody_serves_is_one_line_and_status_2(cli, tmp_path, path, says):
+    done = cli("top", path, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert says in done.stderr

@@ -166,6 +166,21 @@ def test_many_requests_in_flight_all_land(servers, kind, block):
     )
 
 
+def test_an_image_without_any_ring_is_a_device_too(cli, tmp_path):
+    """Where there is no ring there is no second channel for small requests."""
+    image = tmp_path / "alone.img"
+    image.write_bytes(bytes(MIB))
+    done = cli(
+        "nbd",
+        f"call:{image}",
+        "--run",
+        qemu_io("write -P 7 4096 8192", "read -P 7 4096 8192", "read -P 0 0 4096"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert image.read_bytes()[4096:12288] == b"\x07" * 8192
+
+
 def test_flush_and_fua_cross_as_such(cli, start, tmp_path):
     served = Served(cli, start, tmp_path, "--capture", tmp_path / "all.pcapng")
     served.on("srp", qemu_io("write -f -P 1 0 3M", "flush"))

@@ -27,6 +27,8 @@ UNLIMITED = 2**64 - 1
 PERMIT, READONLY, READING = 1, 4, 8
 LUN = bytes(8)
 HANG_S = 60
+FIRST_TAG = 1 << 40
+"""Of a load over SRP."""
 WORK = Workload("randrw", 4096, DEPTH, 8192, 100 * 4096, read_percent=30, seed=11)
 
 
@@ -35,6 +37,7 @@ class Bed:
 
     def __init__(self, protocol: str, workload: Workload, *, poll_ns: int = 20_000) -> None:
         self.srp = protocol == "srp"
+        self.first_tag = FIRST_TAG if self.srp else 0
         self.workload = workload
         self.table = bytearray(64 * 8)
         fd = os.memfd_create("load")
@@ -64,6 +67,7 @@ class Bed:
             mixed=workload.mixed,
             seed=workload.seed,
             read_percent=percent,
+            first_tag=self.first_tag,
             period_ns=1e9 / workload.rate_per_s if workload.rate_per_s else 0,
         )
         for place in range(workload.depth):
@@ -78,7 +82,7 @@ class Bed:
         for reference in references:
             grant_set(self.table, reference, PEER, 100 + reference, readonly=write)
         if self.srp:
-            iu = build_iu(IuType.CMD, tag=place, lun=LUN, **cdb_fields(cdb))
+            iu = build_iu(IuType.CMD, tag=self.first_tag + place, lun=LUN, **cdb_fields(cdb))
             slot = build_slot(SlotFormat.SRP, iu)
         else:
             slot = build_request(rqid=place, cdb=cdb)
@@ -115,7 +119,7 @@ class Bed:
         """Read a request."""
         if self.srp:
             iu = parse_iu(parse_slot(slot)[1])
-            place, cdb = iu.tag, cdbs.decode(cdb_of(iu))
+            place, cdb = iu.tag - self.first_tag, cdbs.decode(cdb_of(iu))
         else:
             request = parse_request(slot)
             place, cdb = request.rqid, cdbs.decode(request.cdb)
@@ -125,7 +129,7 @@ class Bed:
         """Answer a place's command, well unless the fields say otherwise."""
         if self.srp:
             fields = {"request_limit_delta": 1, **fields}
-            self.say(build_iu(IuType.RSP, tag=place, **fields))
+            self.say(build_iu(IuType.RSP, tag=self.first_tag + place, **fields))
         else:
             self.put(build_response(rqid=place, **fields))
 
@@ -263,7 +267,7 @@ def test_a_page_that_is_mapped_after_the_answer_breaks_the_ring(bed) -> None:
 
 def slot_of(protocol: str, place: int, **fields: object) -> bytes:
     if protocol == "srp":
-        unit = build_iu(IuType.RSP, tag=place, request_limit_delta=1, **fields)
+        unit = build_iu(IuType.RSP, tag=FIRST_TAG + place, request_limit_delta=1, **fields)
         return build_slot(SlotFormat.SRP, unit)
     return build_response(rqid=place, **fields)
 

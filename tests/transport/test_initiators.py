@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from vscsi.target.base import Attribute, Function, ServiceResponse, Status
+from vscsi.target.taskset import Fate
 from vscsi.transport import frontend as frontend_module
 from vscsi.transport.hba import ScsiError
 from vscsi.transport.initiator import Command, ManagementCommand, TransportError
@@ -207,7 +208,7 @@ def test_many_ordered_commands_all_end_when_the_channel_fails(hba, server):
         for _ in range(1000)
     ]
     server.store.wait_held()
-    hba.initiator._fail("the test ends the channel")
+    hba.initiator._fail_all("the test ends the channel")
     for future in futures:
         with pytest.raises(TransportError, match="the test ends the channel"):
             future.result(HANG_S)
@@ -269,7 +270,7 @@ def test_an_abort_of_what_is_done_meets_nobody_else(managed, server):
     assert new.result(HANG_S).status is Status.GOOD
 
 
-def test_a_reset_ends_what_is_in_flight(managed, server):
+def test_a_reset_ends_what_is_in_flight(managed, server, eventually):
     server.store.hold()
     lun = managed.lun(0)
     futures = [managed.start(lun, build("READ(10)", blocks=1), data_in=512) for _ in range(3)]
@@ -278,10 +279,8 @@ def test_a_reset_ends_what_is_in_flight(managed, server):
     managed.initiator.manage(
         ManagementCommand(lun.address, Function.LOGICAL_UNIT_RESET, lambda _: finished.set())
     )
-    if managed.initiator.kind == "vsrp":  # the reset was taken, on every channel
-        managed.command(REPORT_LUNS_WLUN, build("REPORT LUNS", allocation_length=16), data_in=16)
-    else:
-        assert managed.report_luns()
+    running = server.export.router._places[0].tasks._tasks._running
+    eventually(lambda: set(running.values()) == {Fate.SILENT}, "the reset")
     server.store.release()
     assert finished.wait(HANG_S)
     for future in futures:

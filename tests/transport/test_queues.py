@@ -11,6 +11,7 @@ from vscsi.domain.keys import XenbusState
 from vscsi.domain.toolstack import VBD, VSRP
 from vscsi.target.base import Attribute, Function, Status
 from vscsi.target.taskset import Fate
+from vscsi.transport.batch import Batch
 from vscsi.transport.initiator import TransportError
 from vscsi.wire.cdb import build
 from vscsi.wire.sense import parse_sense
@@ -37,7 +38,7 @@ def read(hba, lba=0):
 
 
 @both
-@pytest.mark.parametrize(("wish", "used"), [(1, 1), (2, 2), (QUEUES, QUEUES), (9, QUEUES)])
+@pytest.mark.parametrize(("wish", "used"), [(1, 1), (2, 2), (QUEUES, QUEUES), (4, QUEUES)])
 def test_a_frontend_uses_as_many_as_it_wants_and_the_backend_has(server, kind, device, wish, used):
     with server.connect(f"{kind}?queues={wish}") as hba:
         assert [end.connection is not None for end in ends(server, hba, device)] == [
@@ -205,3 +206,60 @@ def test_the_threads_run_where_they_are_told_to(serve, kind, device):
         assert all(future.result(HANG_S).status is Status.GOOD for future in futures)
         for end, cpu in zip(ends(server, hba, device), cpus, strict=True):
             assert os.sched_getaffinity(end._thread.native_id) == {cpu}
+
+
+@pytest.mark.parametrize("ordered_every", [0, 20])
+@pytest.mark.parametrize(
+    "function", [Function.LOGICAL_UNIT_RESET, Function.ABORT_TASK_SET, Function.CLEAR_TASK_SET]
+)
+def test_a_function_among_more_commands_than_the_rings_take_leaves_none_behind(
+    server, function, ordered_every
+):
+    """On rings, waiting for rings, and behind ORDERED ones: each ends, aborted or answered."""
+    with server.connect(f"srp?queues={QUEUES}") as hba:
+        lun = hba.lun(0)
+        lun.capacity()
+        server.store.hold()
+        attributes = [
+            Attribute.ORDERED
+            if ordered_every and n % ordered_every == ordered_every - 1
+            else Attribute.SIMPLE
+            for n in range(300)
+        ]
+        cdb = build("READ(10)", blocks=1)
+        futures = [hba.start(lun, cdb, data_in=512, attribute=each) for each in attributes]
+        server.store.wait_held(4)
+        releaser = threading.Timer(0.0, server.store.release)
+        releaser.start()
+        assert hba.manage(lun, function).name == "FUNCTION_COMPLETE"
+        releaser.join()
+        ended = [future.exception(HANG_S) for future in futures]
+        assert all(error is None or "aborted" in str(error) for error in ended)
+        assert hba.initiator._gate._inside == 0
+        hba.command(lun, build("TEST UNIT READY"))
+        assert lun.read(0, 1) == bytes(512)
+
+
+def test_loads_on_the_queues_of_one_nexus_have_tags_of_their_own(server):
+    """Else the target takes two of them for one command (SAM-6 5.11, overlapped commands)."""
+    with server.connect("srp?queues=2") as hba:
+        lun = hba.lun(0)
+        block = lun.capacity().block_length
+        batches = [
+            Batch(queue, lun.address, block, length=512, depth=4) for queue in hba.initiator.queues
+        ]
+        outcomes = []
+        server.store.hold()
+        threads = [
+            threading.Thread(target=lambda each=each: outcomes.append(each.run([(False, 0)] * 2)))
+            for each in batches
+        ]
+        for thread in threads:
+            thread.start()
+        server.store.wait_held(4)
+        server.store.release()
+        for thread in threads:
+            thread.join(HANG_S)
+        assert outcomes == [{}, {}]
+        for batch in batches:
+            batch.close()

@@ -64,7 +64,8 @@ def parse(words: Sequence[str] = ()) -> Buckets:
         measure, equals, numbers = word.rpartition("=")
         if equals:
             if measure not in MEASURES:
-                raise _refused(word, f"no measure {measure!r}")
+                reason = f"no measure {measure!r}"
+                raise SetupError("use buckets", word, reason, f"there is {', '.join(MEASURES)}")
             bounds[measure] = _numbers(word, numbers)
         elif word in SETS:
             bounds.update(SETS[word])

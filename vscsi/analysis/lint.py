@@ -4,7 +4,8 @@
 CDBs are looked at in batches as they come; what needs the order of sending, in that order.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from vscsi.analysis.features import ends
 from vscsi.analysis.result import Finding
 from vscsi.capture.commands import Disk, Event, Fate, Operation
 from vscsi.wire.cdb import describe, lookup
+from vscsi.wire.lun import logical_unit_number
 from vscsi.wire.opcodes import VARIABLE_LENGTH, Command
 
 MAX_EXAMPLES = 3
@@ -38,6 +40,11 @@ _LATER: Mapping[int, Sequence[tuple[int, int]]] = {
 _PASS_THROUGH = (0x85, 0xA1)
 """Most of their bits are another standard's."""
 _NEVER = np.iinfo(np.int64).max
+_OURS = re.compile(
+    r"(?:blkif-\d+-(?P<disk>\d+)|srp-\d+-(?P<srp>\d+) lun \S+"
+    r"|vscsiif-\d+-(?P<host>\d+) lun 0:0:\d+)"
+)
+"""Names of disks in captures of our server, which has one unit of a number for all its domains."""
 
 
 @dataclass(slots=True)
@@ -69,6 +76,7 @@ class Lint:
             name: np.empty(0, np.int64) for name in ("channel", "tag", "end")
         }
         self._unflushed: dict[int, int] = {}
+        """By disk."""
         self._closes: list[Event] = []
 
     # As the batches come
@@ -125,6 +133,14 @@ class Lint:
             [_NEVER if each.block_count is None else each.block_count for each in disks], np.int64
         )
         self._disks = disks
+        numbers: dict[Hashable, int] = {}
+        self._medium = np.array(
+            [
+                numbers.setdefault(medium(each) or ("disk", number), len(numbers))
+                for number, each in enumerate(disks)
+            ],
+            np.int64,
+        )
         self._closes = [each for each in events if "LOGOUT" in each.words.upper()][:MAX_CLOSES]
 
     def ordered(self, rows: Rows) -> None:
@@ -185,22 +201,26 @@ class Lint:
         self._count_unflushed(rows, slice(start, len(time)))
 
     def _count_unflushed(self, rows: Rows, part: slice) -> None:
+        """Count writes after the last flush of their medium, whoever has sent that."""
         disk, operation = rows["disk"][part], rows["operation"][part]
+        on = self._medium[disk]
         write = (operation == Operation.WRITE) & ~rows["fua"][part]
         flush = operation == Operation.FLUSH
-        for each in np.unique(disk[write | flush]):
-            mine = disk == each
-            flushes = np.flatnonzero(flush & mine)
-            after = flushes[-1] + 1 if len(flushes) else 0
-            before = 0 if len(flushes) else self._unflushed.get(int(each), 0)
-            count = before + int(np.count_nonzero((write & mine)[after:]))
-            self._unflushed[int(each)] = count
+        for each in np.unique(on[flush]):
+            last = np.flatnonzero(flush & (on == each))[-1]
+            write[:last] &= on[:last] != each
+            for flushed in np.flatnonzero(self._medium == each):
+                self._unflushed[int(flushed)] = 0
+        for each, count in zip(*np.unique(disk[write], return_counts=True), strict=True):
+            self._unflushed[int(each)] = self._unflushed.get(int(each), 0) + int(count)
 
     def _close(self, close: Event) -> None:
         for disk, count in self._unflushed.items():
             if count and close.disk in (None, disk):
                 rule = self._rules["missing-flush"]
                 rule.count += count
+                if medium(self._disks[disk]) is None:
+                    rule.words = "writes not flushed on this path before the connection closed"
                 if len(rule.examples) < MAX_EXAMPLES:
                     words = f"{self._disks[disk].name}: {count} writes before {close.words}"
                     rule.examples.append(words)
@@ -210,7 +230,7 @@ class Lint:
 
     @property
     def unflushed_writes(self) -> int:
-        """Writes without FUA after the last flush of their disk."""
+        """Writes without FUA after the last flush of their medium, as far as that is known."""
         return sum(self._unflushed.values())
 
     def finish(self, unwritten_reads: int, page_accesses: int) -> tuple[Finding, ...]:
@@ -224,7 +244,10 @@ class Lint:
             if rule.count
         ]
         if self.unflushed_writes:
-            words = "writes since the last flush when the capture ended"
+            left = [disk for disk, count in self._unflushed.items() if count]
+            alone = any(medium(self._disks[disk]) is None for disk in left)
+            path = " on this path" if alone else ""
+            words = f"writes since the last flush{path} when the capture ended"
             found.append(Finding("unflushed-writes", "note", self.unflushed_writes, words))
         if unwritten_reads:
             share = unwritten_reads / max(page_accesses, 1)
@@ -235,6 +258,22 @@ class Lint:
             found.append(Finding("unwritten-read", "note", unwritten_reads, words))
         order = ("error", "warning", "note")
         return tuple(sorted(found, key=lambda each: order.index(each.severity)))
+
+
+def medium(disk: Disk) -> Hashable | None:
+    """Return what is the same for all disks that are one medium; None if that is not known.
+
+    Initiators of our server see one unit by its number, over SRP, vscsiif and, as the number of the
+    disk, over blkif; its size in bytes has to be the same as well.
+    """
+    name = _OURS.fullmatch(disk.name)
+    if name is None or disk.block_count is None:
+        return None
+    size = disk.block_bytes * disk.block_count
+    if name["disk"] is not None:
+        return 0, int(name["disk"]), size
+    number = None if disk.lun is None else logical_unit_number(disk.lun)
+    return None if number is None else (int(name["srp"] or name["host"] or 0), number, size)
 
 
 def _reserved_bits(row: Command) -> npt.NDArray[np.uint8]:

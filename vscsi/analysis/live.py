@@ -1,67 +1,52 @@
 # SPDX-License-Identifier: MIT
 """Counts what crosses the rings now, a window of time after another."""
 
+import math
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from vscsi.analysis.columns import NONE, Columns, Ints
+from vscsi.analysis.columns import Columns, Ints
 from vscsi.analysis.notable import Teller, answer
+from vscsi.analysis.slices import USED, Counted, Slice
 from vscsi.analysis.window import DiskFigures, Failure, Figures, Waiting, Window
 from vscsi.capture.commands import Fate
 from vscsi.capture.latency import Latencies
 from vscsi.capture.sources.ours.source import RingCapture
 
-MAX_ROWS = 1024
-"""Kinds of commands, over all disks, that a window tells apart."""
 MAX_FAILURES = 5
-_KEPT_BITS = 11
-"""Of a latency, so that few different ones are counted: as many as `Latencies` tells apart."""
-_OTHERS = (1 << 20, -1)
-
-
-@dataclass(slots=True)
-class _Counted:
-    count: int = 0
-    bytes: int = 0
-    errors: int = 0
-    unanswered: int = 0
-    latency_ns: Counter[int] = field(default_factory=Counter)
-    """How often each occurred."""
-    outstanding: int = 0
-    outstanding_max: int = 0
-
-    def add(self, other: "_Counted") -> None:
-        """Add another's."""
-        self.count += other.count
-        self.bytes += other.bytes
-        self.errors += other.errors
-        self.unanswered += other.unanswered
-        self.latency_ns.update(other.latency_ns)
-        self.outstanding += other.outstanding
-        self.outstanding_max = max(self.outstanding_max, other.outstanding_max)
+_AHEAD_S = 10.0
+"""Commands that ended later than so long after a window are told then: the clock was set."""
+_NS = 10**9
 
 
 class Watch:
-    """Counts the commands of a live capture: `run` in one thread, `window` in another."""
+    """Counts the commands of a live capture: `run` in one thread, the others in another.
 
-    def __init__(self, source: RingCapture) -> None:
+    Commands are told apart by when they ended, not by when they came to be known: slices of time
+    that are as long as each other follow a beginning, and a window is some of them. Those that
+    become known when their slice has been told are in the next that is.
+    """
+
+    def __init__(self, source: RingCapture, since_ns: int, slice_s: float) -> None:
+        """Count those that end from a time on, since 1970; slice_s: how long a slice is."""
         self._source = source
+        self._since_ns = since_ns
+        self._until_ns: int | None = None
+        self._slice_ns = round(slice_s * _NS)
+        self._ahead = max(2, math.ceil(_AHEAD_S / slice_s))
+        self._told = 0
+        """How many slices have been."""
         self._columns = Columns()
         self._lock = threading.Lock()
-        self._rows: dict[tuple[int, int], _Counted] = {}
-        """By disk and kind."""
+        self._slices: dict[int, Slice] = {}
         self._failures: deque[Failure] = deque(maxlen=MAX_FAILURES)
-        self._since_s = time.monotonic()
         self._dropped = 0
-        self._latest_ns: int | None = None
-        """When the last of the window's commands ended."""
 
     def run(self) -> None:
         """Count until the capture ends."""
@@ -69,22 +54,37 @@ class Watch:
             with self._lock:
                 self._add(batch)
 
-    def window(self) -> Window:
-        """Return what has been counted since the last call, and begin anew."""
-        time_ns = time.time_ns()
+    def end(self, until_ns: int) -> None:
+        """Count none that end from a time on, since 1970."""
         with self._lock:
-            rows, self._rows = self._rows, {}
-            now_s = time.monotonic()
-            waiting = self._waiting(time_ns)
+            self._until_ns = until_ns
+
+    def window(self, slices: int = 1) -> Window:
+        """Return the next slices, whole ones."""
+        first, self._told = self._told, self._told + slices
+        return self._window(first, self._since_ns + self._told * self._slice_ns)
+
+    def rest(self) -> Window:
+        """Return what the windows have left until the `end`."""
+        first, self._told = self._told, self._told + self._ahead + 1
+        begin_ns = self._since_ns + first * self._slice_ns
+        return self._window(first, max(self._until_ns or 0, begin_ns + 1))
+
+    def _window(self, first: int, end_ns: int) -> Window:
+        """Return what there is of the slices before `_told`, which begin with the first."""
+        with self._lock:
+            whole = Slice()
+            for number in [each for each in self._slices if each < self._told]:
+                whole.add(self._slices.pop(number))
+            waiting = self._waiting(time.time_ns())
             failures = tuple(self._failures)
-            latest_ns, self._latest_ns = self._latest_ns, None
-        seconds, self._since_s = now_s - self._since_s, now_s
-        behind_s = 0.0 if latest_ns is None else max(0, time_ns - latest_ns) / 1e9
+        seconds = (end_ns - self._since_ns - first * self._slice_ns) / _NS
+        behind_s = max(0, end_ns - whole.latest_ns) / _NS if whole.rows else 0.0
         dropped = self._source.dropped
         lost, self._dropped = dropped - self._dropped, dropped
         names = [disk.name for disk in self._source.disks]
-        by_disk: dict[int, dict[int, _Counted]] = {number: {} for number in range(len(names))}
-        for (disk, kind), counted in rows.items():
+        by_disk: dict[int, dict[int, Counted]] = {number: {} for number in range(len(names))}
+        for (disk, kind), counted in whole.rows.items():
             by_disk.setdefault(disk, {})[kind] = counted
         disks = (
             self._disk(
@@ -95,22 +95,25 @@ class Watch:
             )
             for disk, kinds in by_disk.items()
         )
-        return Window(time_ns, seconds, behind_s, lost, tuple(disks), failures)
+        return Window(end_ns, seconds, behind_s, lost, tuple(disks), failures)
 
     def _add(self, batch: pa.RecordBatch) -> None:
         raw = self._raw(batch)
-        rows = {name: raw.column(name).to_numpy(False).astype(np.int64) for name in _USED}
+        rows = {name: raw.column(name).to_numpy(False).astype(np.int64) for name in USED}
+        ends_ns = rows["time_ns"] + np.maximum(rows["latency_ns"], 0)
         # What the capture's end leaves unanswered is no news of a window.
         over = rows["fate"] != Fate.OPEN
-        rows = {name: column[over] for name, column in rows.items()}
-        if not len(rows["disk"]):
-            return
-        ends_ns = rows["time_ns"] + np.maximum(rows["latency_ns"], 0)
-        self._latest_ns = max(self._latest_ns or 0, int(ends_ns.max()))
-        both = rows["disk"] << 16 | rows["kind"]
-        for key in np.unique(both).tolist():
-            self._count(divmod(key, 1 << 16), rows, np.flatnonzero(both == key))
-        for at in np.flatnonzero(raw.column("failed").to_numpy(False))[-MAX_FAILURES:].tolist():
+        if not self._told:  # later it is a clock that was set back
+            over &= ends_ns >= self._since_ns
+        if self._until_ns is not None:
+            over &= ends_ns < self._until_ns
+        numbers = (ends_ns - self._since_ns) // self._slice_ns
+        numbers = np.clip(numbers, self._told, self._told + self._ahead)
+        for number in np.unique(numbers[over]).tolist():
+            at = np.flatnonzero(over & (numbers == number))
+            part = self._slices.setdefault(number, Slice())
+            part.count({name: column[at] for name, column in rows.items()}, ends_ns[at])
+        for at in np.flatnonzero(over & (rows["failed"] != 0))[-MAX_FAILURES:].tolist():
             row, words = self._tell(batch, raw, at)
             disk = self._source.disks[row["disk"]].name
             self._failures.append(Failure(row["time_ns"], disk, words, answer(row)))
@@ -137,24 +140,10 @@ class Watch:
             found[disk] = Waiting(len(at), max(0, time_ns - row["time_ns"]) / 1e9, words)
         return found
 
-    def _count(self, key: tuple[int, int], rows: Mapping[str, Ints], at: Ints) -> None:
-        if key not in self._rows and len(self._rows) >= MAX_ROWS:
-            key = _OTHERS
-        counted = self._rows.setdefault(key, _Counted())
-        counted.count += len(at)
-        counted.bytes += int(rows["moved"][at].sum())
-        counted.errors += int(rows["failed"][at].sum())
-        counted.unanswered += int((rows["fate"][at] >= Fate.ABORTED).sum())
-        outstanding = rows["outstanding"][at]
-        counted.outstanding += int(outstanding.sum())
-        counted.outstanding_max = max(counted.outstanding_max, int(outstanding.max()))
-        latency = rows["latency_ns"][at]
-        counted.latency_ns.update(_different(latency[latency != NONE]))
-
     def _disk(
-        self, name: str, kinds: Mapping[int, _Counted], seconds: float, waiting: Waiting
+        self, name: str, kinds: Mapping[int, Counted], seconds: float, waiting: Waiting
     ) -> DiskFigures:
-        whole = _Counted()
+        whole = Counted()
         for each in kinds.values():
             whole.add(each)
         order = sorted(kinds.items(), key=lambda each: -each[1].count)
@@ -174,27 +163,10 @@ class Watch:
         return kind.opcode, kind.service_action, kind.name
 
 
-_USED = ("time_ns", "disk", "kind", "moved", "failed", "fate", "outstanding", "latency_ns")
 _NOBODY = Waiting(0, None, "")
 
 
-def _different(latency_ns: Ints) -> dict[int, int]:
-    """Return how often each latency occurs, of those between the extremes the first bits alone."""
-    if not len(latency_ns):
-        return {}
-    values = np.maximum(latency_ns, 0)
-    low, high = int(values.min()), int(values.max())
-    _, bits = np.frexp(values.astype(np.float64))
-    shift = np.maximum(bits - _KEPT_BITS, 0)
-    rounded = values >> shift << shift
-    rounded[values.argmin()], rounded[values.argmax()] = low, high
-    different, counts = np.unique(np.maximum(rounded, low), return_counts=True)
-    return dict(zip(different.tolist(), counts.tolist(), strict=True))
-
-
-def _figures(
-    kind: tuple[int | None, int | None, str], counted: _Counted, seconds: float
-) -> Figures:
+def _figures(kind: tuple[int | None, int | None, str], counted: Counted, seconds: float) -> Figures:
     latencies = Latencies()
     latencies.add(counted.latency_ns)
     return Figures(

@@ -35,7 +35,7 @@ class MetricsServer:
         """Take the address; SetupError if that cannot be. port: 0 for any that is free."""
         self._render = render
         self._loop = asyncio.new_event_loop()
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         try:
@@ -72,18 +72,24 @@ class MetricsServer:
             self._connected, sock=self._socket, limit=MAX_HEAD_BYTES
         )
         await self._ended.wait()
+        # Those that are just being accepted come to `_connected` first, which lets go of them:
+        # asyncio would forget them, open, if the server were closed meanwhile.
+        while accepting := asyncio.all_tasks() - {asyncio.current_task(), *self._clients}:
+            await asyncio.wait(accepting)
         server.close()
-        for client in self._clients:
-            client.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        for writer in self._clients.values():
+            writer.transport.abort()
+        await asyncio.gather(*self._clients)
+        await asyncio.sleep(0)  # what was aborted is closed in the loop's next turns
+        await asyncio.sleep(0)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= MAX_CONNECTIONS:
+        if len(self._clients) >= MAX_CONNECTIONS or self._ended.is_set():
             writer.transport.abort()
             return
         client = self._loop.create_task(self._answer(reader, writer))
-        self._clients.add(client)
-        client.add_done_callback(self._clients.discard)
+        self._clients[client] = writer
+        client.add_done_callback(self._clients.pop)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

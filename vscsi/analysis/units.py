@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Numbers for people: three digits that count, and a unit."""
 
+import math
 from datetime import UTC, datetime
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -77,6 +78,17 @@ def share(part: float, whole: float) -> str:
     if 0 < percent < 0.05:
         return "<0.1 %"
     return f"{percent:.1f} %" if percent < 99.95 else "100 %"
+
+
+def ratio(value: float) -> str:
+    """Return how many times as much something is: "1.25", "0.0031", "12.3k"."""
+    size = abs(value)
+    if size >= 100:
+        return short(round(value))
+    if 0 < size < 1e-6:
+        return "<0.000001"
+    digits = 2 if size >= 0.1 or not size else 1 - math.floor(math.log10(size))
+    return f"{value:.{digits}f}"
 
 
 def rate(value: float) -> str:

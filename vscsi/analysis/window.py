@@ -26,7 +26,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Commands without an answer, when the window ended."""
+    """Commands without an answer, when the window was told: a little after its end."""
 
     count: int
     oldest_s: float | None
@@ -65,11 +65,12 @@ class Window:
     time_ns: int
     """Its end, since 1970."""
     seconds: float
+    """How long it is: all that its rates are over."""
     behind_s: float
-    """How long before its end the last of its commands ended: by so much, or less, what is shown
-    is late. Much, if neither the server nor this process has the time to keep up."""
+    """How long before its end the last of its commands ended: by so much, or less, it is late.
+    Much, if neither the server nor this process has the time to keep up."""
     dropped: int
-    """Messages that the server had to leave out within it."""
+    """Messages that the server had to leave out since the window before was told."""
     disks: tuple[DiskFigures, ...]
     failures: tuple[Failure, ...]
     """The newest, oldest first; of windows before, too."""

@@ -64,9 +64,18 @@ class CapturedWorkload:
 
     @property
     def mean_bytes(self) -> float:
-        """Bytes that an operation moves."""
-        moving = np.isin(self.kinds, (Operation.READ, Operation.WRITE))
-        return float(self.lengths[moving].sum() / len(self.kinds))
+        """Bytes that an operation moves, flushes and unmaps included: throughput over rate."""
+        return float(self.lengths[self._moving].sum() / len(self.kinds))
+
+    @property
+    def mean_length_bytes(self) -> float:
+        """Bytes of a read or write; 0 without any."""
+        lengths = self.lengths[self._moving]
+        return float(lengths.mean()) if len(lengths) else 0.0
+
+    @property
+    def _moving(self) -> npt.NDArray[np.bool_]:
+        return np.isin(self.kinds, (Operation.READ, Operation.WRITE))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -78,7 +87,8 @@ class CapturedWorkload:
     def words(self) -> str:
         """One line for people."""
         mix = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
-        return f"{self.name}: {mix}, {self.mean_bytes:,.0f} bytes on average, depth {self.depth}"
+        length = f"{self.mean_length_bytes:,.0f} bytes a read or write"
+        return f"{self.name}: {mix}, {length}, depth {self.depth}"
 
     def as_json(self) -> dict[str, object]:
         """Return what is known without the commands themselves."""
@@ -88,7 +98,7 @@ class CapturedWorkload:
             "depth": self.depth,
             "commands": self.counts,
             "left_out": self.left_out,
-            "mean_bytes": self.mean_bytes,
+            "mean_bytes": self.mean_length_bytes,
             "size_bytes": self.size_bytes,
         }
 

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -14,19 +15,24 @@ HIDDEN_PARAMETERS = {"domain", "partner"}
 """They say who, not how."""
 
 
-def table(comparison: Comparison) -> Table:
-    """Return the table; below a median are the least and the most of the rounds."""
+def table(comparison: Comparison) -> Group:
+    """Return the table between two lines, which are not wrapped where it ends.
+
+    Below a median are the least and the most of the rounds.
+    """
+    return Group(title(comparison), _grid(comparison), caption(comparison))
+
+
+def title(comparison: Comparison) -> Text:
+    """Return what was done in one line."""
+    rounds = comparison.rounds
+    turns = f"{rounds} round{'s' * (rounds != 1)} of {comparison.runtime_s / rounds:g} s a path"
+    return Text(f"{comparison.workload.words}; {turns}", style="italic")
+
+
+def _grid(comparison: Comparison) -> Table:
     work = comparison.workload
-    grid = Table(
-        title=f"{work.words}; {comparison.rounds} rounds of "
-        f"{comparison.runtime_s / comparison.rounds:g} s a path",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        title_justify="left",
-        caption=caption(comparison),
-        caption_justify="left",
-    )
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     grid.add_column("", no_wrap=True)
     for path in comparison.paths:
         grid.add_column(Text(path.name), justify="right", overflow="fold")
@@ -76,7 +82,8 @@ def caption(comparison: Comparison) -> Text:
     on = comparison.machine
     return Text(
         f"{on['cpu']}, {on['cores_usable']} of {on['cores']} cores, {on['kernel']}, "
-        f"{on['python']}, load {on['load_average']}"
+        f"{on['python']}, load {on['load_average']}",
+        style="dim italic",
     )
 
 

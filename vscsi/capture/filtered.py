@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A source of which only some commands are kept, by the `Filter` that captures have."""
+"""A source of which only some commands are kept: by the `Filter` that captures have, by disk."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +15,18 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Filtered:
-    """Another source's commands that a filter keeps; all else is that source's.
+    """Another source's commands that a filter keeps, to some disks; all else is that source's.
 
     `outstanding` still counts the commands that are left out: they were under way.
     """
 
-    def __init__(self, source: Source, chosen: Filter) -> None:
+    def __init__(self, source: Source, chosen: Filter, disks: Collection[str] = ()) -> None:
+        """disks: as in Disk.name; none: all."""
         self.left_out = 0
         """Commands that were not kept, so far."""
         self._source = source
         self._filter = chosen
+        self._names = disks
         self.format: str = source.format
         self.channels: list[Channel] = source.channels
         self.disks: list[Disk] = source.disks
@@ -49,6 +51,9 @@ class Filtered:
     def _meets(self, batch: pa.RecordBatch) -> Bools:
         chosen = self._filter
         kept = np.ones(batch.num_rows, bool)
+        if self._names:
+            named = np.array([disk.name in self._names for disk in self.disks], bool)
+            kept &= named[batch.column("disk").to_numpy()]
         if chosen.luns:
             kept &= self._meets_lun(batch)
         if chosen.opcodes:

@@ -19,7 +19,13 @@ from typing import IO, Any, Protocol
 from vscsi.capture.choice import Choice
 from vscsi.capture.writer import CaptureWriter
 from vscsi.domain.base import DomainError, StoreError
-from vscsi.domain.local import BACKEND_DOMAIN, Answer, LocalMessage, connect_store
+from vscsi.domain.local import (
+    BACKEND_DOMAIN,
+    SOCKET_NAME,
+    Answer,
+    LocalMessage,
+    connect_store,
+)
 from vscsi.transport.export import Export
 from vscsi.wire import pcapng
 from vscsi.wire.errors import SetupError
@@ -127,7 +133,12 @@ class LiveCapture:
         self.dropped = 0
         """What the server had to leave out; known at the end, as what the filter did not keep."""
         self.left_out = 0
-        self._store = connect_store(directory)
+        try:
+            self._store = connect_store(directory)
+        except SetupError as error:
+            there = (directory / SOCKET_NAME).exists()
+            reason = error.reason if there else "it has no socket"
+            raise SetupError("nobody serves", str(directory), reason, error.next_step) from error
         request = b"start " + (choice or Choice()).encode()
         try:
             number, fds = self._store.request(LocalMessage.CAPTURE, request)

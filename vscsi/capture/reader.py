@@ -5,13 +5,13 @@ import io
 import os
 import select
 import stat
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
 from construct import Container
 
+from vscsi.capture.packed import place
 from vscsi.wire import pcapng
 from vscsi.wire.errors import WireError
 from vscsi.wire.pcapng import HEAD_SIZE, LITTLE, MAX_BLOCK, BlockType, Interface, Order
@@ -27,6 +27,10 @@ RUN_BYTES = 4 << 20
 _PIECE = 1 << 16
 _KNOWN = frozenset(BlockType)
 _WORD = 4
+
+
+class NoCapture(WireError):
+    """A file of which nothing is ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +159,12 @@ class CaptureReader:
                 told = pcapng.parse_statistics(self._order, body)
                 number = self._number(told.interface, self._first_of_section)
                 self._dropped[number] = max(self._dropped[number], told.dropped)
-        except WireError as error:
-            raise WireError(f"broken at byte {start}: {error}") from error
+        except NoCapture:
+            raise
+        except (WireError, EOFError) as error:  # EOFError: a broken gzip file
+            if self._at < HEAD_SIZE:
+                raise NoCapture(str(error)) from error
+            raise WireError(f"broken {place(self._stream, start)}: {error}") from error
         return True, captured
 
     def _block(self) -> tuple[int, bytes] | None:
@@ -164,12 +172,12 @@ class CaptureReader:
         head = self._read(HEAD_SIZE, at_end=True)
         if not head:
             if not self._at:
-                raise WireError("the file is empty")
+                raise NoCapture("the file is empty")
             return None
         if int.from_bytes(head[:4], "little") == BlockType.SECTION:
             return self._section(head)
         if self._at == HEAD_SIZE:
-            raise WireError("this is no pcapng file")
+            raise NoCapture("this is no pcapng file")
         kind, length = pcapng.parse_head(self._order, head)
         body = self._body(length - HEAD_SIZE, keep=kind in _KNOWN)
         self._check_end(self._order, length)
@@ -229,7 +237,7 @@ class CaptureReader:
         while waiting < size and self._failure is None and (not waiting or self._ready()):
             try:
                 piece = self._more(size - waiting)
-            except (OSError, EOFError, zlib.error) as error:  # told when its turn comes
+            except (OSError, EOFError) as error:  # told when its turn comes
                 self._failure = error
                 break
             if not piece:
@@ -243,7 +251,8 @@ class CaptureReader:
     def _interface(self, body: bytes) -> None:
         interface = pcapng.parse_interface(self._order, body)
         if interface.link_type != pcapng.LINKTYPE_USER0:
-            raise WireError(f"link type {interface.link_type}: not a capture of vscsi")
+            words = f"link type {interface.link_type}: not a capture of vscsi"
+            raise WireError(words) if self.interfaces else NoCapture(words)
         if len(self.interfaces) >= MAX_INTERFACES:
             raise WireError(f"more than {MAX_INTERFACES} interfaces")
         self._described += len(interface.name) + len(interface.description)
@@ -269,7 +278,7 @@ class CaptureReader:
             record = parse_record(packet.data)
         except WireError as error:
             self.skipped += 1
-            self.first_skipped = self.first_skipped or f"at byte {start}: {error}"
+            self.first_skipped = self.first_skipped or f"{place(self._stream, start)}: {error}"
             return None
         self._dropped[number] += packet.lost
         return Captured(time_ns, number, record, packet.lost)

@@ -2,8 +2,10 @@
 """How an analysis looks in a terminal, and the difference of two."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +23,11 @@ from vscsi.analysis.result import (
 from vscsi.cli.output import printable
 
 _BAR_CELLS = 30
+_LEAST_BAR_CELLS = 6
+_LEAST_TEXT_CELLS = 16, 12, 8, 4
+"""Cells that a column of text is not narrowed below before another one is left out, and after."""
+_BETWEEN_CELLS = 3
+"""Cells between two columns."""
 _SHOWN = 10
 """Rows of a list that is longer; --json has all."""
 _TITLES = {
@@ -36,59 +43,60 @@ _SEVERITIES = {"error": "red", "warning": "yellow", "note": ""}
 
 def print_analysis(console: Console, analysis: Analysis) -> None:
     """Print all that fits a person's eyes."""
-    for part in _parts(analysis):
+    for part in _parts(analysis, console.width):
         console.print(part)
         console.print()
 
 
 def print_diff(console: Console, diff: Diff) -> None:
     """Print what differs between two."""
-    table = _table("", "", _safe(diff.a_name), _safe(diff.b_name), "ratio", numbers=3)
+    table = _Table("", "", _safe(diff.a_name), _safe(diff.b_name), "ratio", numbers=(2, 3, 4))
     for each in diff.differences:
-        table.add_row(
-            _safe(each.what), each.figure, _of(each, each.a), _of(each, each.b), _by(each)
-        )
-    console.print(table)
+        table.add(_safe(each.what), each.figure, _of(each, each.a), _of(each, each.b), _by(each))
+    console.print(table.fitted(console.width))
     console.print()
-    shapes = _table("shape of", "", "difference", "mean of A", "mean of B", numbers=3)
+    shapes = _Table("shape of", "", "difference", "mean of A", "mean of B", numbers=(2, 3, 4))
     for shift in diff.shifts:
         if shift.a_mean is None and shift.b_mean is None:
             continue
-        shapes.add_row(
+        shapes.add(
             _TITLES[shift.measure],
             shift.klass,
             units.NOTHING if shift.distance is None else f"{shift.distance:.3f}",
             _number(shift.a_mean),
             _number(shift.b_mean),
         )
-    console.print(shapes)
+    console.print(shapes.fitted(console.width))
 
 
-def _parts(analysis: Analysis) -> Iterator[RenderableType]:
+def _parts(analysis: Analysis, width: int) -> Iterator[RenderableType]:
+    """Yield what there is to say: how much of what, what is wrong, then what it is like."""
     yield _head(analysis)
-    yield _commands([analysis.total, *analysis.commands])
-    if len(analysis.disks) > 1:
-        yield _disks(analysis)
-    for measure, histograms in analysis.histograms.items():
-        if histograms.all.count:
-            yield _histogram(_TITLES[measure], histograms)
-    if analysis.runs.all.count:
-        yield _histogram("Sequential runs, commands", analysis.runs)
-    yield _places(analysis)
+    yield _commands([analysis.total, *analysis.commands], width)
     if analysis.sense:
-        yield _senses(analysis)
-    if analysis.findings:
-        yield _findings(analysis)
-    if analysis.slowest:
-        yield _moments("Slowest", analysis.slowest, "latency", len(analysis.slowest))
+        yield _senses(analysis, width)
     if analysis.stuck:
-        yield _moments("Unanswered", analysis.stuck, "waiting", analysis.unanswered)
+        yield _moments("Unanswered", analysis.stuck, "waiting", analysis.unanswered, width)
     management = [each for each in analysis.events if each.management]
     if management:
-        yield _events("Resets and aborts", management)
+        yield _events("Resets and aborts", management, width)
+    if analysis.findings:
+        yield _findings(analysis, width)
+    if len(analysis.disks) > 1:
+        yield _disks(analysis, width)
+    for measure, histograms in analysis.histograms.items():
+        if histograms.all.count:
+            yield _histogram(_TITLES[measure], histograms, width)
+    if analysis.runs.all.count:
+        yield _histogram("Sequential runs, commands", analysis.runs, width)
+    yield _places(analysis)
+    if analysis.slowest:
+        latency = analysis.total.latency_us
+        answered = len(analysis.slowest) if latency is None else latency.count
+        yield _moments("Slowest", analysis.slowest, "latency", answered, width)
     others = [each for each in analysis.events if not each.management]
     if others:
-        yield _events("Events", others)
+        yield _events("Events", others, width)
 
 
 def _head(analysis: Analysis) -> RenderableType:
@@ -114,10 +122,14 @@ def _head(analysis: Analysis) -> RenderableType:
     return Text("\n".join(printable(line) for line in lines))
 
 
-def _commands(rows: Sequence[CommandRow]) -> Table:
-    figures = ("p50", "p90", "p99", "p99.9", "max")
-    heads = ("count", "bytes", "errors", "unanswered", "mean", *figures)
-    table = _table("command", *heads, numbers=len(heads))
+def _commands(rows: Sequence[CommandRow], width: int) -> Table:
+    heads = ["count", "bytes", "errors", "unanswered", "mean", "p50", "p90", "p99", "p99.9", "max"]
+    spare = ["p99.9", "mean", "p90", "bytes", "p50"]
+    # Columns of zeros go first.
+    for name in ("errors", "unanswered"):
+        if not any(getattr(row, name) for row in rows):
+            spare.insert(0, name)
+    table = _Table("command", *heads, numbers=range(1, len(heads) + 1), spare=spare)
     for row in rows:
         latency = row.latency_us
         times = (
@@ -125,7 +137,7 @@ def _commands(rows: Sequence[CommandRow]) -> Table:
             if latency is None
             else [latency.mean, latency.p50, latency.p90, latency.p99, latency.p999, latency.max]
         )
-        table.add_row(
+        table.add(
             _safe(row.name),
             units.count(row.count),
             units.size(row.bytes),
@@ -133,38 +145,47 @@ def _commands(rows: Sequence[CommandRow]) -> Table:
             Text(units.count(row.unanswered), "red" if row.unanswered else ""),
             *map(units.duration, times),
         )
-    return table
+    return table.fitted(width)
 
 
-def _disks(analysis: Analysis) -> Table:
-    table = _table("disk", "size", "commands", "read", "written", numbers=4)
+def _disks(analysis: Analysis, width: int) -> Table:
+    table = _Table(
+        *("disk", "size", "commands", "read", "written"), numbers=range(1, 5), spare=["size"]
+    )
     for disk in analysis.disks:
         size = None if disk.block_count is None else disk.block_count * disk.block_bytes
-        table.add_row(
+        table.add(
             _safe(disk.name),
             units.size(size),
             units.count(disk.commands),
             units.size(disk.read_bytes),
             units.size(disk.write_bytes),
         )
-    return table
+    return table.fitted(width)
 
 
-def _histogram(title: str, histograms: MeasureHistograms) -> Table:
-    table = _table(title, "all", "reads", "writes", "", numbers=3)
+def _histogram(title: str, histograms: MeasureHistograms, width: int) -> Table:
+    table = _Table(title, "all", "reads", "writes", numbers=(1, 2, 3))
     whole = histograms.all
-    most = max(whole.counts)
-    for number in _filled(whole, histograms.read, histograms.write):
-        count = whole.counts[number]
-        cells = round(_BAR_CELLS * count / most) if most else 0
-        table.add_row(
+    filled = _filled(whole, histograms.read, histograms.write)
+    for number in filled:
+        table.add(
             _bucket(whole, number, histograms.unit),
-            units.count(count),
-            units.count(histograms.read.counts[number]),
-            units.count(histograms.write.counts[number]),
-            Text("█" * cells or ("▏" if count else ""), "blue"),
+            *(
+                units.count(each.counts[number])
+                for each in (whole, histograms.read, histograms.write)
+            ),
         )
-    return table
+    cells = min(_BAR_CELLS, width - table.least() - _BETWEEN_CELLS)
+    if cells >= _LEAST_BAR_CELLS:
+        table.add_column("", [_bar(whole, number, cells) for number in filled])
+    return table.fitted(width)
+
+
+def _bar(histogram: Histogram, number: int, most_cells: int) -> Text:
+    count, most = histogram.counts[number], max(histogram.counts)
+    cells = round(most_cells * count / most) if most else 0
+    return Text("█" * cells or ("▏" if count else ""), "blue")
 
 
 def _filled(*histograms: Histogram) -> range:
@@ -193,19 +214,21 @@ def _places(analysis: Analysis) -> RenderableType:
     curve = reuse.miss_ratio[:: max(1, len(reuse.miss_ratio) // 8)]
     if reuse.accesses:
         points = ", ".join(f"{units.short_size(size)} {miss:.0%}" for size, miss in curve)
-        lines.append(f"misses of an LRU cache of {points}")
+        lines.append(f"of these accesses a cache that keeps what was used last misses: {points}")
     aligned = {each.bytes: each.share for each in analysis.alignment}
     if aligned:
         shares = ", ".join(
             f"{units.short_size(n)} {aligned[n]:.0%}" for n in (4096, 65536, 1 << 20)
         )
         lines.append(f"reads and writes that begin at a multiple of {shares}")
+    meaning = " (how uneven: 1 if commands come independently, more in bursts, 0 if evenly)"
     for burst in analysis.bursts:
         lines.append(
             f"in {units.duration(burst.window_s * 1e6)}: {units.figure(burst.mean)} commands, at "
-            f"most {units.count(burst.peak)} ({units.figure(burst.peak_at_s)} s), dispersion "
-            f"{units.figure(burst.dispersion)}"
+            f"most {units.count(burst.peak)} (after {units.figure(burst.peak_at_s)} s), dispersion "
+            f"{units.figure(burst.dispersion)}{meaning}"
         )
+        meaning = ""
     if flushes.count:
         mean = flushes.interval_us.mean
         lines.append(
@@ -218,34 +241,38 @@ def _places(analysis: Analysis) -> RenderableType:
     return Text("\n".join(lines))
 
 
-def _senses(analysis: Analysis) -> Table:
-    table = _table("count", "sense", "to", numbers=0)
+def _senses(analysis: Analysis, width: int) -> Table:
+    table = _Table("count", "sense", "to", numbers=(0,))
     for row in analysis.sense[:_SHOWN]:
         causes = (
             f"{units.count(cause.count)} {cause.name}, the first {cause.example}"
             for cause in row.causes[:3]
         )
-        table.add_row(units.count(row.count), _safe(row.words), _safe("; ".join(causes)))
-    return table
+        table.add(units.count(row.count), _safe(row.words), _safe("; ".join(causes)))
+    return table.fitted(width)
 
 
-def _findings(analysis: Analysis) -> Table:
-    table = _table("lint", "count", "", "such as", numbers=1)
+def _findings(analysis: Analysis, width: int) -> Table:
+    table = _Table("lint", "count", "", "such as", numbers=(1,))
     for each in analysis.findings:
-        table.add_row(
+        table.add(
             Text(each.severity, _SEVERITIES[each.severity]),
             units.count(each.count),
             _safe(each.words),
             _safe("\n".join(each.examples), lines=True),
         )
-    return table
+    return table.fitted(width)
 
 
-def _moments(title: str, moments: Sequence[Moment], time: str, count: int) -> RenderableType:
-    table = _table(title, time, "at", "disk", "", "answer", numbers=2)
-    table.columns[0].header = Text(f"{title} ({units.count(count)})")
-    for number, each in enumerate(moments[:_SHOWN], 1):
-        table.add_row(
+def _moments(
+    title: str, moments: Sequence[Moment], time: str, count: int, width: int
+) -> RenderableType:
+    shown = moments[:_SHOWN]
+    of = units.count(count)
+    title = f"{title} ({of})" if len(shown) == count else f"{title} ({len(shown)} of {of})"
+    table = _Table(title, time, "at", "disk", "", "answer", numbers=(1, 2), spare=["disk"])
+    for number, each in enumerate(shown, 1):
+        table.add(
             str(number),
             units.duration(each.latency_us),
             f"{each.time_s:.6f}",
@@ -253,31 +280,112 @@ def _moments(title: str, moments: Sequence[Moment], time: str, count: int) -> Re
             _safe(each.words),
             _safe(each.answer),
         )
-    return table
+    return table.fitted(width)
 
 
-def _events(title: str, events: Sequence[Happening]) -> RenderableType:
-    table = _table(title, "channel", "disk", "", "outcome", numbers=0)
+def _events(title: str, events: Sequence[Happening], width: int) -> RenderableType:
+    table = _Table(title, "channel", "disk", "", "outcome", numbers=(0,), spare=["disk"])
     for each in events[:_SHOWN]:
-        table.add_row(
+        table.add(
             f"{each.time_s:.6f}",
             _safe(each.channel),
             _safe(each.disk),
             _safe(each.words),
             _safe(each.outcome),
         )
+    fitted = table.fitted(width)
     if len(events) <= _SHOWN:
+        return fitted
+    return Group(fitted, Text(f"and {units.count(len(events) - _SHOWN)} more"))
+
+
+class _Table:
+    """A table whose numbers are never cut: where it does not fit, columns are left out."""
+
+    def __init__(
+        self, *heads: str | Text, numbers: Sequence[int], spare: Sequence[str] = ()
+    ) -> None:
+        """numbers: places of columns of numbers; spare: heads of what goes, the first first."""
+        self._columns = [
+            _Column(
+                Text(head) if isinstance(head, str) else head,
+                whole=number in numbers,
+                right=number in numbers and number > 0,
+            )
+            for number, head in enumerate(heads)
+        ]
+        self._spare = list(spare)
+
+    def add(self, *cells: str | Text) -> None:
+        """Add a row."""
+        for column, cell in zip(self._columns, cells, strict=True):
+            column.add(cell)
+
+    def add_column(self, head: str, cells: Sequence[Text]) -> None:
+        """Add a column that has a cell for each row; it is as wide as the widest."""
+        column = _Column(Text(head), whole=True)
+        for cell in cells:
+            column.add(cell)
+        self._columns.append(column)
+
+    def least(self, text_cells: int = _LEAST_TEXT_CELLS[0]) -> int:
+        """Return how many cells it is wide at least."""
+        between = _BETWEEN_CELLS * (len(self._columns) - 1)
+        return sum(column.least(text_cells) for column in self._columns) + between
+
+    def fitted(self, width: int) -> Table:
+        """Return what is shown in so many cells."""
+        while self.least() > width and self._spare:
+            name = self._spare.pop(0)
+            self._columns = [each for each in self._columns if each.head.plain != name]
+        cells = next(
+            (n for n in _LEAST_TEXT_CELLS if self.least(n) <= width), _LEAST_TEXT_CELLS[-1]
+        )
+        least = [column.least(cells) for column in self._columns]
+        room = max(0, width - self.least(cells))
+        widths = least.copy()
+        # What asks for little gets it; the rest is shared.
+        wanting = [column.most - few for column, few in zip(self._columns, least, strict=True)]
+        order = sorted(range(len(wanting)), key=lambda number: wanting[number])
+        for left, number in zip(range(len(order), 0, -1), order, strict=True):
+            more = min(wanting[number], room // left)
+            widths[number] += more
+            room -= more
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for column, cells in zip(self._columns, widths, strict=True):
+            justify: Literal["left", "right"] = "right" if column.right else "left"
+            table.add_column(column.head, justify=justify, width=cells, overflow="fold")
+        for row in zip(*(column.cells for column in self._columns), strict=True):
+            table.add_row(*row)
         return table
-    return Group(table, Text(f"and {units.count(len(events) - _SHOWN)} more"))
 
 
-def _table(first: str, *heads: RenderableType, numbers: int) -> Table:
-    """Return an empty table of which so many columns after the first are numbers."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(first)
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number < numbers else "left")
-    return table
+class _Column:
+    """A column of a `_Table`: what it has, and the cells that it takes."""
+
+    def __init__(self, head: Text, *, whole: bool, right: bool = False) -> None:
+        """whole: what is in it is never narrowed."""
+        self.head = head
+        self.right = right
+        self.cells: list[Text] = []
+        self._whole = whole
+        self._widest = 0
+
+    def add(self, cell: str | Text) -> None:
+        """Add a row's cell."""
+        text = Text(cell) if isinstance(cell, str) else cell
+        self.cells.append(text)
+        self._widest = max([self._widest, *map(cell_len, text.plain.split("\n"))])
+
+    @property
+    def most(self) -> int:
+        """Cells that it would take."""
+        return max(self._widest, cell_len(self.head.plain))
+
+    def least(self, text_cells: int) -> int:
+        """Return the cells that it has to have if a text may be folded to so many."""
+        word = min(text_cells, max(map(cell_len, self.head.plain.split()), default=0))
+        return max(word, self._widest if self._whole else min(self._widest, text_cells))
 
 
 def _safe(text: str, *, lines: bool = False) -> Text:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """`vscsi analyze`: what a capture says, from files or live."""
 
+import os
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from vscsi.analysis import vscsistats
 from vscsi.analysis.buckets import parse
 from vscsi.analysis.diff import Diff, compare
 from vscsi.analysis.only import OfProtocols
-from vscsi.analysis.result import Analysis
+from vscsi.analysis.result import Analysis, FileRow
 from vscsi.analysis.run import Options
 from vscsi.analysis.run import analyze as run
 from vscsi.capture.choice import Choice
@@ -26,10 +27,12 @@ from vscsi.capture.live import LiveCapture
 from vscsi.capture.sources import FORMATS, Opened, ours
 from vscsi.cli.analysis_tables import print_analysis, print_diff
 from vscsi.cli.options import captured_path, json_option
-from vscsi.cli.output import print_json, printable
+from vscsi.cli.output import is_standard_output, print_json, printable, written
 from vscsi.wire.errors import SetupError
 
 _PROTOCOLS = ("srp", "vscsiif", "blkif", "iscsi", "scsi", "block")
+EMPTY = "the file is empty"
+"""As `Opened` says it."""
 _PIPED_COLUMNS = 160
 """Where no terminal says how wide it is."""
 
@@ -92,23 +95,53 @@ def analyze(
     merged by time. A directory that is served (DIR, srp:DIR, vscsiif:DIR, blkif:DIR) is captured
     until Ctrl-C, its end, or for --seconds.
 
-    The exit status is 1 if a file could not be read as a whole; what could be is shown.
+    The exit status is 1 if a file could not be read as a whole; what could be is shown. It is 2 if
+    nothing could be read in the --format that was named, or nothing crossed by the --path.
     """
     chosen = Options(parse(buckets), engine, temp)
     sides = _sides(files, paths, diff)
-    if diff and csv:
-        raise click.UsageError("--csv has no words for --diff")
+    _check_inputs(files, seconds, diff=diff)
+    _check_outputs(html, csv, as_json=as_json, diff=diff)
     with ExitStack() as stack:
-        reports = {each: stack.enter_context(_writing(each)) for each in (html, csv) if each}
+        outputs = {"--html": html, "--csv": csv}
+        reports = {
+            option: stack.enter_context(written(file, files, own=option))
+            for option, file in outputs.items()
+            if file is not None
+        }
         results = [_analysis(each, of, form, seconds, chosen) for each, of in sides]
-        if html:
-            reports[html](_page(sides, results).encode())
-        if csv:
-            reports[csv](vscsistats.histograms(results[0]).encode())
+        if html is not None:
+            reports["--html"].write(_page(sides, results).encode())
+        if csv is not None:
+            reports["--csv"].write(vscsistats.histograms(results[0]).encode())
     whole = all(_say_troubles(each) for each in results)
     _show(sides, results, as_json, bool(html or csv))
     if not whole:
         context.exit(1)
+
+
+def _check_inputs(files: Sequence[str], seconds: float | None, *, diff: bool) -> None:
+    """Refuse what would be read twice, and a time for what ends by itself."""
+    if seconds is not None and not any(map(_served, files)):
+        raise click.UsageError("--seconds is for a server; a FILE is read to its end")
+    names = [each if each == "-" or _served(each) else os.path.realpath(each) for each in files]
+    for number, name in enumerate(names):
+        if name in names[:number] and not (diff and name != "-"):
+            raise click.UsageError(f"{files[number]} is named twice")
+
+
+def _check_outputs(html: str | None, csv: str | None, *, as_json: bool, diff: bool) -> None:
+    """Refuse outputs that would be one."""
+    if diff and csv is not None:
+        raise click.UsageError("--csv has no words for --diff")
+    outputs = {"--html": html, "--csv": csv}
+    there = [option for option, file in outputs.items() if is_standard_output(file)]
+    if as_json:
+        there.insert(0, "--json")
+    if len(there) > 1:
+        raise click.UsageError(f"{' and '.join(there)} both go to standard output")
+    if html is not None and csv is not None and os.path.realpath(html) == os.path.realpath(csv):
+        raise click.UsageError("--html and --csv name one file")
 
 
 def _sides(
@@ -167,13 +200,35 @@ def _analysis(
         sources = _sources(files, paths, form, seconds, bar)
         with_bar = Options(options.buckets, options.engine, options.directory, bar.update)
         try:
-            return run(sources, with_bar)
+            analysis = run(sources, with_bar)
         except OSError as error:
             where = str(options.directory or "the temporary directory")
             reason = error.strerror or str(error)
             raise SetupError("write", where, reason, "name another one by --temp") from error
         finally:
             sources.close()
+    if not analysis.total.count and not analysis.events:
+        _refuse(analysis, paths, form)
+    return analysis
+
+
+def _refuse(analysis: Analysis, paths: Sequence[str], form: str | None) -> None:
+    """Say why there is nothing at all, if that was asked for: SetupError."""
+    for file in analysis.files:
+        words = _troubles(file)
+        if form is not None and words:
+            raise SetupError(
+                "cannot read",
+                file.name,
+                printable(words.rstrip(".")),
+                f"--format {form} may be wrong",
+            )
+    there = sorted({each.protocol for each in analysis.channels} - set(paths))
+    if paths and there:
+        names = ", ".join(printable(file.name) for file in analysis.files)
+        raise SetupError(
+            "read", names, f"nothing crossed by {', '.join(paths)}", f"there is {', '.join(there)}"
+        )
 
 
 def _sources(
@@ -188,10 +243,20 @@ def _sources(
             with _live(file, seconds) as source:
                 yield file, _of(source, paths)
             continue
-        opened = Opened(file, form)
+        opened = _opened(file, form)
         with opened as source:
             bar.position = opened.progress
             yield file, _of(source, paths)
+
+
+def _opened(file: str, form: str | None) -> Opened:
+    try:
+        return Opened(file, form)
+    except SetupError as error:
+        if error.reason != EMPTY:
+            raise
+        # A format's name does not help there.
+        raise SetupError(error.tried, error.path, EMPTY, "name another file") from None
 
 
 def _of(source: Source, paths: Sequence[str]) -> Source:
@@ -201,6 +266,8 @@ def _of(source: Source, paths: Sequence[str]) -> Source:
 
 
 def _served(file: str) -> bool:
+    if ":" in file:
+        captured_path(file)  # which says so if it is a path that has no rings
     return file.partition(":")[0] in ("srp", "vscsiif", "blkif") or Path(file).is_dir()
 
 
@@ -244,33 +311,23 @@ def _stopped_by_signals(live: LiveCapture) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _writing(file: str) -> Iterator[Callable[[bytes], object]]:
-    """Open a file to write before the work begins; SetupError if that cannot be."""
-    try:
-        stream = click.open_file(file, "wb")
-    except OSError as error:
-        raise SetupError(
-            "cannot write", file, error.strerror or str(error), "name another file"
-        ) from error
-    with stream:
-        yield stream.write
-
-
 def _say_troubles(analysis: Analysis) -> bool:
     """Say in one line for each file what could not be read; return whether all could."""
     for file in analysis.files:
-        words = []
-        if file.skipped:
-            words.append(f"{file.skipped} records not understood (the first {file.first_skipped})")
-        if file.broken:
-            words.append(file.broken)
-        if file.dropped:
-            words.append(f"{file.dropped} messages were dropped")
-        words += file.notes
-        if words:
-            click.echo(f"vscsi: {printable(f'{file.name}: ' + '; '.join(words))}", err=True)
+        if words := _troubles(file):
+            click.echo(f"vscsi: {printable(f'{file.name}: {words}')}", err=True)
     return analysis.whole
+
+
+def _troubles(file: FileRow) -> str:
+    words = []
+    if file.skipped:
+        words.append(f"{file.skipped} records not understood (the first {file.first_skipped})")
+    if file.broken:
+        words.append(file.broken)
+    if file.dropped:
+        words.append(f"{file.dropped} messages were dropped")
+    return "; ".join([*words, *file.notes])
 
 
 class _Bar:

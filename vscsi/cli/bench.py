@@ -22,7 +22,7 @@ from vscsi.bench.table import table
 from vscsi.bench.workload import MAX_RATE_PER_S, MODES, writes
 from vscsi.cli.lio_units import connect, is_lio_path
 from vscsi.cli.options import PathType, Size, lun_option, unit_path
-from vscsi.cli.output import say_troubles
+from vscsi.cli.output import Troubles, say_troubles, written
 from vscsi.wire.errors import SetupError
 
 if TYPE_CHECKING:
@@ -174,19 +174,20 @@ def bench(
     A capture's commands follow each other in that way too, over and over, with their addresses
     modulo the size of the smallest path.
 
-    Exit status: 0; 1 if a command or a path failed meanwhile (the rest is shown); 2 if it could
-    not begin.
+    Exit status: 0; 1 if a command or a path failed meanwhile, or not all of the capture could be
+    read (the rest is shown); 2 if it could not begin.
 
     \b
     vscsi bench srp:run blkif:run --bs 4k --iodepth 8 --limit disk.img
     vscsi bench call:memory:64M --rw randwrite --yes-overwrite --json -
     """
+    whole = True
     if capture is not None:
         _check_captured(context)
         if fio_job is not None:
-            _write_job(capture, fio_job)
+            troubles = _write_job(capture, fio_job)
             if not paths:
-                return
+                context.exit(not say_troubles(capture, troubles))
     elif fio_job is not None:
         raise click.UsageError("--fio-job goes with --workload")
     if not paths:
@@ -199,7 +200,7 @@ def bench(
         raise click.UsageError("--limit is the most that could be reached: not with --rate")
     wish: engine.Wish | CapturedWorkload
     if capture is not None:
-        wish = _captured(capture, iodepth)
+        wish, whole = _captured(capture, iodepth)
         if wish.writes and not yes_overwrite:
             raise click.UsageError(f"{capture} destroys data on every PATH: add --yes-overwrite")
     else:
@@ -220,13 +221,11 @@ def bench(
             comparison = engine.compare(loads, schedule, step)
         interrupt.check()
         if out is not None:
-            out.truncate(0)
-            json.dump(comparison.as_json(), out)
-            out.write("\n")
+            out.write(json.dumps(comparison.as_json()).encode() + b"\n")
     show(comparison, json_file)
     for problem in comparison.problems:
         click.echo(f"vscsi bench: {problem}", err=True)
-    if comparison.problems:
+    if comparison.problems or not whole:
         context.exit(1)
 
 
@@ -238,18 +237,18 @@ def _check_captured(context: click.Context) -> None:
             raise click.UsageError(f"{option} does not go with --workload")
 
 
-def _captured(file: str, depth: int | None) -> "CapturedWorkload":
+def _captured(file: str, depth: int | None) -> "tuple[CapturedWorkload, bool]":
+    """Return a capture's workload, and whether all of the capture could be read."""
     # What reads captures needs libraries that nothing else here does.
     from vscsi.bench.captured import captured_workload
     from vscsi.capture.sources import Opened
 
     with Opened(file) as source:
         found = captured_workload(source, file, depth)
-        say_troubles(file, source.troubles)
-    return found
+        return found, say_troubles(file, source.troubles)
 
 
-def _write_job(file: str, output: str) -> None:
+def _write_job(file: str, output: str) -> Troubles:
     from vscsi.capture.sinks import fio_job
     from vscsi.capture.sources import Opened
 
@@ -261,6 +260,7 @@ def _write_job(file: str, output: str) -> None:
             raise SetupError(
                 "write", output, error.strerror or str(error), "name another file for --fio-job"
             ) from error
+        return source.troubles
 
 
 def show(comparison: Comparison, json_file: str | None) -> None:
@@ -273,18 +273,12 @@ def show(comparison: Comparison, json_file: str | None) -> None:
 
 
 @contextmanager
-def writer(json_file: str | None) -> Iterator[IO[str] | None]:
+def writer(json_file: str | None) -> Iterator[IO[bytes] | None]:
     """Open the file for the JSON before any work is done for it; SetupError if it cannot be."""
     if json_file is None or json_file == "-":
         yield None
         return
-    try:
-        out = Path(json_file).open("a", encoding="utf-8")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise SetupError(
-            "write", json_file, error.strerror or str(error), "name another file for --json"
-        ) from error
-    with out:
+    with written(json_file, own="--json") as out:
         yield out
 
 

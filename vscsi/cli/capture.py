@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,8 @@ import click
 from vscsi.capture.choice import Choice, Payload
 from vscsi.capture.exchange import Exchange, Exchanges
 from vscsi.capture.live import LiveCapture, Output
-from vscsi.capture.reader import CaptureReader
+from vscsi.capture.packed import opened
+from vscsi.capture.reader import CaptureReader, NoCapture
 from vscsi.capture.rotate import Limits, Rotation
 from vscsi.capture.show import line, values
 from vscsi.capture.wireshark import SCRIPT
@@ -96,10 +97,11 @@ def record(
     live = LiveCapture(directory, choice)
     status = 0
     try:
-        with _output(file, rotation) as output, _stopped_by_signals(live):
-            until = "until it ends" if command else "Ctrl-C ends it"
-            click.echo(f"vscsi: recording {path}; {until}", err=True)
+        with _output(file, rotation) as begin, _stopped_by_signals(live):
             with _running(command, live) as process:
+                output = begin()
+                until = f"until {command[0]} ends" if command else "Ctrl-C ends it"
+                click.echo(f"vscsi: recording {path}; {until}", err=True)
                 live.copy(output)
             status = process.wait() if process is not None else 0
     except BrokenPipeError:
@@ -124,16 +126,21 @@ def show(file: str, as_json: bool) -> None:
     """Show a recording, one line a command: when it was sent, and what came of it.
 
     A line is printed when its answer is found; requests without one come at the end, or when it is
-    clear that none will come. Times are UTC. FILE may be - for standard input.
+    clear that none will come. Times are UTC. FILE is one of `vscsi capture`, gzipped or not, or -
+    for standard input.
     """
     exchanges = Exchanges()
     broken = ""
     with _open(file, "rb") as stream:
-        reader = CaptureReader(stream)
         try:
+            reader = CaptureReader(opened(stream))
             for captured in reader:
                 for exchange in exchanges.add(captured):
                     _print(exchange, as_json)
+        except NoCapture as error:
+            raise SetupError(
+                "cannot show", file, str(error), "`vscsi analyze` reads captures of other kinds"
+            ) from error
         except WireError as error:
             broken = str(error)
     for exchange in exchanges.rest():
@@ -178,14 +185,33 @@ def _open(file: str, mode: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _output(file: str, rotation: Limits) -> Iterator[Output]:
-    """Open what a capture is written to."""
-    if not rotation:
-        with _open(file, "wb") as stream:
-            yield stream
-        return
-    with contextlib.closing(Rotation(Path(file), rotation)) as files:
-        yield files
+def _output(file: str, rotation: Limits) -> Iterator[Callable[[], Output]]:
+    """Open what a capture is written to; yield what empties it, when all else could begin.
+
+    What was in a file before stays until then, and a file that was not there goes if it does not
+    come to that.
+    """
+    with contextlib.ExitStack() as stack:
+        if rotation:
+            files = Rotation(Path(file), rotation)
+            yield lambda: stack.enter_context(contextlib.closing(files))
+            return
+        made = file != "-" and not Path(file).exists()
+        stream = stack.enter_context(_open(file, "ab"))
+        begun = False
+
+        def begin() -> Output:
+            nonlocal begun
+            begun = True
+            if file != "-" and Path(file).is_file():
+                stream.truncate(0)
+            return stream
+
+        try:
+            yield begin
+        finally:
+            if made and not begun:
+                Path(file).unlink(missing_ok=True)
 
 
 @contextmanager

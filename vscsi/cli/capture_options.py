@@ -124,7 +124,9 @@ def rotation_options(function: Function) -> Function:
 
 
 def limits(rotate_size: int | None, rotate_time: int | None, keep: int | None) -> Limits:
-    """Return when files are full; UsageError for --keep without a reason to begin another one."""
+    """Return when files are full; UsageError for files of 0 bytes, and for --keep alone."""
+    if rotate_size == 0:
+        raise click.UsageError("--rotate-size 0: a file holds something")
     asked = Limits(rotate_size, rotate_time, keep)
     if keep is not None and not asked:
         raise click.UsageError("--keep needs --rotate-size or --rotate-time")

@@ -2,10 +2,10 @@
 """`vscsi capture convert`: a capture of any known format as a file of another."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,9 @@ from vscsi.cli.capture_options import chosen, filter_options
 from vscsi.wire.errors import SetupError
 
 if TYPE_CHECKING:
-    from vscsi.capture.commands import Troubles
+    from vscsi.capture.choice import Filter
+    from vscsi.capture.commands import Source, Troubles
+    from vscsi.capture.filtered import Filtered
     from vscsi.capture.sinks import Written
 
 _MODULES = {name: f"vscsi.capture.sinks.{module}" for name, module in FORMATS.items()}
@@ -27,6 +29,9 @@ _MODULES["vscsistats"] = "vscsi.analysis.vscsistats"
 @click.option("--to", type=click.Choice(tuple(_MODULES)), required=True, help="What to write.")
 @click.option("-o", "--output", metavar="OUT", required=True, help="File to write, - for stdout.")
 @click.option("--format", "form", metavar="F", help="What FILE is, if its content is not to tell.")
+@click.option(
+    "--disk", "disks", metavar="NAME", multiple=True, help="Convert this disk alone (repeatable)."
+)
 @filter_options
 @click.pass_context
 def convert(
@@ -35,6 +40,7 @@ def convert(
     to: str,
     output: str,
     form: str | None,
+    disks: Sequence[str],
     luns: tuple[int, ...],
     opcodes: tuple[str, ...],
     lba: str | None,
@@ -52,26 +58,40 @@ def convert(
 
     FILE is a capture of any known format, also gzipped, or - for standard input. What could not be
     read is said; the exit status is 1 then. A filter's conditions are those of `vscsi capture`.
+
+    A .vscsi file has one disk: the one with the most commands, of standard input the first one.
     """
-    from vscsi.capture.filtered import Filtered  # what reads captures: not before there is a file
-    from vscsi.capture.sources import Opened
+    from vscsi.capture.sources import Opened  # what reads captures: not before there is a file
 
     wanted = chosen(luns, opcodes, lba, statuses)
     sink = importlib.import_module(_MODULES[to])
     if Path(output).is_file() and Path(file).is_file() and Path(output).samefile(file):
         raise SetupError("write", output, "it is what is read", "name another file")
+    chosen_disk: dict[str, Any] = {}
+    if to == "vscsi-trace" and Path(file).is_file():  # which can be read twice
+        with Opened(file, form) as source:
+            chosen_disk["disk"] = sink.busiest(_part(source, disks, wanted))
     try:
         with Opened(file, form) as source, _open(output) as stream:
-            commands = Filtered(source, wanted) if wanted else source
-            written: Written = sink.write(commands, stream)
+            written: Written = sink.write(_part(source, disks, wanted), stream, **chosen_disk)
     except BrokenPipeError:
         raise  # whoever read it has enough
     except OSError as error:
         click.echo(f"vscsi: cannot write {output}: {error.strerror or error}", err=True)
         context.exit(1)
+    names = [disk.name for disk in source.disks]
+    if disks and not set(disks) & set(names):
+        raise SetupError("convert", file, "it has no such disk", f"it has {', '.join(names)}")
     _say(file, source.troubles, written)
     if source.troubles.broken or source.troubles.skipped:
         context.exit(1)
+
+
+def _part(source: "Source", disks: Sequence[str], wanted: "Filter") -> "Source | Filtered":
+    """Return what of a source is to be converted."""
+    from vscsi.capture import filtered
+
+    return filtered.Filtered(source, wanted, disks) if wanted or disks else source
 
 
 @contextmanager

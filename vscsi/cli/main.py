@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from vscsi import __version__
+from vscsi.cli.output import OutputError, name_standard_output
 from vscsi.wire.errors import SetupError, WireError
 
 VERBS = {
@@ -88,6 +89,7 @@ def main() -> NoReturn:
     # An interrupt ends a verb at once, as SIGTERM does: an exception out of nowhere could leave a
     # lock held that closing needs. A verb that has something to finish takes the signal itself.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    name_standard_output()
     try:
         # Without click's own error output: that takes four lines. What comes back is a status
         # if something called `Context.exit`, else what the verb returned: None.
@@ -103,14 +105,21 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read our output has enough; nothing more may be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()  # whoever read it has enough
         sys.exit(1)
+    except OutputError as error:
+        _forget_output()
+        fail(1, f"cannot write {error.filename}: {error.strerror}")
     except Exception as error:
         if not isinstance(error, failures()):
             raise
         fail(1, str(error))
     sys.exit(status)
+
+
+def _forget_output() -> None:
+    """Have nothing more be written to standard output at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def failures() -> tuple[type[Exception], ...]:

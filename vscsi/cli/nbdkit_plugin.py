@@ -52,10 +52,10 @@ class _Server:
     piece = 0
     ready_fd = -1
     hba: Hba
+    small: Combiner | None = None
+    """All connections' small transfers; None where the path has none (any more)."""
     small_hba: Hba
-    """A channel of its own: whoever runs a batch has the ring to himself."""
-    small: Combiner | None
-    """All connections' small transfers; None where the path has none."""
+    """Their channel: whoever runs a batch has the ring to himself."""
 
 
 class _Disk:
@@ -77,7 +77,13 @@ class _Disk:
             return False
         if offset % _SMALL_BYTES or len(buffer) % _SMALL_BYTES:
             return False
-        return small.transfer(write, offset, buffer)
+        try:
+            return small.transfer(write, offset, buffer)
+        except TransportError:
+            # Its end first: then nothing that was under way on it can come after what follows.
+            _Server.small_hba.close()
+            _Server.small = None
+            return False
 
     def write_same(self, offset: int, count: int, *, unmap: bool) -> None:
         """Zero a range with WRITE SAME, which unlike UNMAP guarantees zeros."""
@@ -105,15 +111,15 @@ def _write_same_limit(lun: Lun) -> int:
     return min(limits.maximum_write_same_length or _WRITE_SAME_BLOCKS, 0xFFFF_FFFF)
 
 
-def _small(lun: Lun) -> Combiner | None:
-    """Return what performs small transfers, None if the path or the unit cannot have it."""
-    initiator = lun.hba.initiator
+def _small(hba: Hba) -> Combiner | None:
+    """Return what performs small transfers over a ring, None if the unit cannot have it."""
+    initiator, lun = hba.initiator, hba.lun(_Server.number)
     if not isinstance(initiator, RingInitiator):
         return None
     try:
         block = lun.capacity().block_length  # past the unit attentions
         batch = Batch(initiator, lun.address, block, length=_SMALL_BYTES, depth=_SMALL_DEPTH)
-    except (ScsiError, TransportError, DomainError):
+    except (ScsiError, TransportError, DomainError, ValueError):
         return None
     return Combiner(batch, _SMALL_BYTES)
 
@@ -160,8 +166,9 @@ def thread_model() -> int:
 def after_fork() -> None:
     """Connect: only now may there be threads. The socket takes connections already."""
     _Server.hba = vscsi.connect(_Server.path)
-    _Server.small_hba = vscsi.connect(_Server.path)
-    _Server.small = _small(_Server.small_hba.lun(_Server.number))
+    if isinstance(_Server.hba.initiator, RingInitiator):
+        _Server.small_hba = vscsi.connect(_Server.path)
+        _Server.small = _small(_Server.small_hba)
     if _Server.ready_fd >= 0:
         os.write(_Server.ready_fd, b"\n")
 

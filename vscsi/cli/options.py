@@ -101,11 +101,17 @@ def unit_path(path: str, lun: int) -> tuple[str, int]:
 
 
 def captured_path(path: str) -> "tuple[Path, Protocol | None]":
-    """Return a served directory and whose rings are meant: DIR for all, or srp:DIR and the like."""
+    """Return a served directory and whose rings are meant: DIR for all, or srp:DIR and the like.
+
+    UsageError for a path of another kind.
+    """
     from vscsi.wire.record import Protocol
 
     kind, colon, rest = path.partition(":")
     of_kind = {protocol.name.lower(): protocol for protocol in Protocol}
     if colon and kind in of_kind and rest:
         return Path(rest), of_kind[kind]
+    if colon and kind.isalpha() and not Path(path).exists():
+        kinds = ", ".join(["DIR", *(f"{each}:DIR" for each in of_kind)])
+        raise click.UsageError(f"{path!r} is none of {kinds}")
     return Path(path), None

@@ -1,18 +1,161 @@
 # SPDX-License-Identifier: MIT
 """How results look: tables for people, plain columns for pipes, JSON for programs."""
 
+import errno
+import io
 import json
+import os
+import secrets
+import stat
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
 
 import click
+
+from vscsi.wire.errors import SetupError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _DUMP_BYTES = 16
 _STYLES = {"ok": "green", "missing": "red"}
 _RULED = "    \n" * 2 + " ── \n" + "    \n" * 5
 """A line below the heads and nothing else, not even room for columns' borders."""
+_STANDARD_OUTPUT = "-", "/dev/stdout"
+_DESCRIPTORS = "/dev/fd/", "/dev/std", "/proc/"
+"""They may lead to a file that somebody else has opened: another in its place is of no use."""
+
+
+class OutputError(OSError):
+    """A result cannot be written; `filename` says where, `strerror` why."""
+
+
+class _Output(io.FileIO):
+    """A file whose errors say what it is. That nobody reads it any more stays BrokenPipeError."""
+
+    def __init__(self, name: str, descriptor: int, *, ours: bool = True) -> None:
+        """ours: the descriptor is closed with it."""
+        super().__init__(descriptor, "wb", closefd=ours)
+        self._name = name
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror, self._name) from error
+
+
+def name_standard_output() -> None:
+    """Have errors of `sys.stdout` be OutputErrors from now on."""
+    before = sys.stdout
+    before.flush()
+    raw = _Output("standard output", before.fileno(), ours=False)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        before.encoding,
+        before.errors,
+        line_buffering=before.isatty(),
+    )
+
+
+@contextmanager
+def written(file: str, inputs: Sequence[str] = (), *, own: str = "") -> Iterator[IO[bytes]]:
+    """Open a file for a result, which is there when the body has ended, whole, or not at all.
+
+    Until then what was there before stays, whatever ends the process. What is no regular file is
+    written as the body goes, - is standard output. inputs: what is read meanwhile, - for standard
+    input; own: the option that names the file. Raises SetupError before the body if the file is an
+    input or cannot be opened, OutputError if it cannot be written.
+    """
+    if file in _STANDARD_OUTPUT:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if any(_same(file, each) for each in inputs):
+        raise SetupError("write", file, "it is what is read", "name another file")
+    other = f"name another file{f' for {own}' if own else ''}"
+    with ExitStack() as stack:
+        try:
+            output, name, target = _opened(file, stack)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise SetupError("cannot write", file, reason, other) from error
+        stream = io.BufferedWriter(output)
+        yield stream
+        stream.flush()
+        if name is not None:
+            try:
+                _put(output, name, target)
+            except OSError as error:
+                raise OutputError(error.errno, error.strerror, file) from error
+
+
+def is_standard_output(file: str | None) -> bool:
+    """Return whether `written` takes it for standard output."""
+    return file in _STANDARD_OUTPUT
+
+
+def _same(file: str, read: str) -> bool:
+    one, other = Path(file), Path("/dev/stdin" if read == "-" else read)
+    return one.is_file() and other.is_file() and one.samefile(other)
+
+
+def _opened(file: str, stack: ExitStack) -> tuple[_Output, Path | None, Path]:
+    """Return what to write to, its name until it is whole, and the name for then.
+
+    There is no name until then if it is written directly.
+    """
+    path = Path(file)
+    if file.startswith(_DESCRIPTORS) or (path.exists() and not path.is_file()):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY)
+        return stack.enter_context(_Output(file, descriptor)), None, path
+    target = path.resolve()
+    mode = None
+    if target.exists():
+        if not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
+        mode = stat.S_IMODE(target.stat().st_mode)
+    name = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}")
+    unnamed = _unnamed(target.parent)
+    if unnamed is not None:
+        descriptor = unnamed
+    else:
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        stack.callback(name.unlink, missing_ok=True)
+    output = stack.enter_context(_Output(file, descriptor))
+    if mode is not None:
+        os.fchmod(descriptor, mode)
+    return output, name, target
+
+
+def _unnamed(directory: Path) -> int | None:
+    """Open a file that is gone with its process, however that ends; None where there is no such."""
+    try:
+        return os.open(directory, os.O_WRONLY | os.O_TMPFILE, 0o666)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR):
+            return None
+        raise
+
+
+def _put(output: _Output, name: Path, target: Path) -> None:
+    """Give a file that is written its name, at once: a link alone replaces nothing."""
+    os.fsync(output.fileno())
+    if not name.exists():
+        # With a directory's descriptor, which an absolute path has no use for, the link in /proc
+        # is followed.
+        directory = os.open("/", os.O_PATH)
+        try:
+            os.link(f"/proc/self/fd/{output.fileno()}", name, src_dir_fd=directory)
+        finally:
+            os.close(directory)
+    os.rename(name, target)
 
 
 def size_text(size_bytes: int) -> str:

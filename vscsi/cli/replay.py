@@ -110,6 +110,9 @@ def replay(
     data are not in FILE write a pattern, by which --verify knows them again. FILE is anything that
     `vscsi analyze` reads, - for standard input; tags are the path's own.
 
+    Its latencies are round trips of this program, which is Python; captured ones are from a request
+    to its answer on the ring. Compare two replays with each other, not one with its capture.
+
     Exit status: 0; 1 if FILE or the path broke, or --verify found another answer; 2 if it could
     not begin; 130 after an interrupt (the report comes nevertheless).
 

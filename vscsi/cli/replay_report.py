@@ -26,6 +26,7 @@ def show(result: dict[str, Any]) -> None:
     heads = ("COMMAND", "COUNT", "P50", "NOW", "P99", "NOW", "MAX", "NOW")
     click.echo("\nlatency in us, as captured and now")
     print_table(heads, rows, right="COUNT P50 P99 MAX NOW")
+    click.echo("captured: from the request to its answer on the ring; now: round trips of Python")
     if answers["first"]:
         click.echo()
         rows = [

@@ -24,6 +24,8 @@ from vscsi.cli.output import print_json
 from vscsi.cli.top_view import print_window, screen
 from vscsi.wire.errors import WireError
 
+SETTLE_S = LATENESS_NS / 1e9 + 0.1
+"""A window is shown so long after its end, when it is known in which order things happened."""
 _END_S = 10.0
 """The server has so long to say the rest after it was asked to stop."""
 
@@ -86,7 +88,8 @@ def _watch(
     interval_s: float,
     count: int | None,
 ) -> None:
-    watch = Watch(source)
+    begin_s = time.monotonic()
+    watch = Watch(source, time.time_ns(), interval_s)
 
     def run() -> None:
         watch.run()
@@ -94,15 +97,21 @@ def _watch(
 
     reader = threading.Thread(target=run, name="top", daemon=True)
     reader.start()
-    at_s = time.monotonic()
-    shown = 0
-    while not end.came and shown != count:
-        at_s = max(at_s + interval_s, time.monotonic())
-        end.wait(at_s)
-        show(watch.window())
+    told = shown = 0
+    while shown != count:
+        end.wait(begin_s + (told + 1) * interval_s + SETTLE_S)
+        if end.came:
+            break
+        over_s = time.monotonic() - SETTLE_S - begin_s
+        slices = max(1, int(over_s / interval_s) - told)  # several, if showing takes so long
+        show(watch.window(slices))
+        told += slices
         shown += 1
+    watch.end(time.time_ns())
     live.stop()
     reader.join(_END_S)
+    if end.came and shown != count:
+        show(watch.rest())
 
 
 class _Ends:

@@ -482,17 +482,19 @@ class Load:
         seed: int,
         read_percent: int,
         period_ns: float,
+        first_tag: int,
     ) -> Load:
         """protocol: "srp", "vscsiif", "blkif64" or "blkif32".
 
         incoming, outgoing: eventfds from and to the peer (copies are taken). table: the grant
         table. poll_ns: how long an idle ring is watched before the thread sleeps. depth: places.
         Block n of `blocks` has the address first_address + n * step. read_percent: 100 or 0 unless
-        mixed. period_ns: between commands of an open loop; 0: closed loop.
+        mixed. period_ns: between commands of an open loop; 0: closed loop. first_tag: of place 0;
+        the next place's is the next one.
         """
 
     def prepare(self, *, place: int, write: bool, slot: bytes, references: Sequence[int]) -> None:
-        """Say what a place sends: a request whose tag is the place, with its address left open.
+        """Say what a place sends: a request with the place's tag and its address left open.
 
         references: version 1 grants that are in effect. They are revoked, and made again as they
         were for as long as a command of the place is outstanding.

@@ -21,7 +21,7 @@ from vscsi.target.base import Task
 from vscsi.target.logical_unit import LogicalUnit
 from vscsi.transport.outcome import moved_in
 from vscsi.transport.tally import Asked, Ended, RingCounts
-from vscsi.transport.tap import NOTHING_WANTED, TAP_BYTES, RingPath, TapSwitch
+from vscsi.transport.tap import MIN_TAP_BYTES, NOTHING_WANTED, TAP_BYTES, RingPath, TapSwitch
 from vscsi.wire.cdb import lookup
 from vscsi.wire.errors import WireError
 from vscsi.wire.record import Way
@@ -103,7 +103,7 @@ class RingBackend(ABC):
         self._ring_thread = 0
         self._elsewhere: deque[tuple[bytes, int, Callable[[], bool], Ended | None, bytes]] = deque()
         """Answers of other threads, which the ring's own puts on the ring."""
-        self._ring_tap = Tap(TAP_BYTES)
+        self._ring_tap = Tap(MIN_TAP_BYTES)
         self._unshown: tuple[int, int, int, int, bytes, bytes] | None = None
         """The message at hand, for the tap, until it is known whether it has data."""
 
@@ -386,9 +386,9 @@ class RingBackend(ABC):
         # Of this thread by itself: asking for the clock of a thread that has ended is undefined.
         self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         self._ring_thread = threading.get_ident()
-        if self.cpu is not None:
-            os.sched_setaffinity(0, {self.cpu})
         try:
+            if self.cpu is not None:
+                os.sched_setaffinity(0, {self.cpu})
             while not self._stopping:
                 self._put_answers(connection)
                 connection.service.others = self.in_flight

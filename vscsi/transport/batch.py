@@ -32,9 +32,13 @@ class Batch:
         length: int,
         depth: int,
     ) -> None:
-        """length: a multiple of block_length. Raises DomainError if there is no memory for depth *
-        length bytes, TransportError if such a command takes more than one request.
+        """length: a multiple of block_length, else ValueError.
+
+        Raises DomainError if there is no memory for depth * length bytes, TransportError if such a
+        command takes more than one request.
         """
+        if length % block_length:
+            raise ValueError(f"{length} bytes are no multiple of {block_length}")
         self.depth = depth
         self._places = Places(
             initiator,
@@ -116,8 +120,11 @@ class Combiner:
         """Move whole lengths from or to an offset in bytes; False if a command did not end well.
 
         What was moved then is not known: perform it again by commands that tell why. Raises what
-        the channel failed with, now or earlier.
+        the channel failed with, now or earlier; ValueError for more than `most`, or no whole
+        lengths.
         """
+        if len(data) > self.most or (offset | len(data)) % self._length:
+            raise ValueError(f"{len(data)} bytes at {offset}")
         wish = _Wish(write, offset // self._length, data)
         with self._changed:
             self._wishes.append(wish)

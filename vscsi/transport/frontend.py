@@ -5,10 +5,12 @@ import json
 import logging
 import os
 import select
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -139,6 +141,10 @@ class RingInitiator(ABC, Generic[Request]):
     def template(self, tag: int, command: Command) -> Template:
         """Return the one request of a command; TransportError if it takes more than that."""
 
+    def first_tag(self) -> int:
+        """Return the first of a load's tags, which no other command has while that is sent."""
+        return 0
+
     @property
     @abstractmethod
     def room(self) -> int:
@@ -245,8 +251,9 @@ class RingInitiator(ABC, Generic[Request]):
 
     def disconnect(self) -> None:
         """Stop, end every request, let go of the rings (xenbus, at the end of a connection)."""
-        for queue in self.queues:
-            queue.disconnect_queue()
+        with ExitStack() as queues:  # each of them, whatever becomes of the others
+            for queue in self.queues:
+                queues.callback(queue.disconnect_queue)
 
     def disconnect_queue(self) -> None:
         """Stop this queue, end its requests, let go of its ring."""
@@ -371,13 +378,28 @@ class RingInitiator(ABC, Generic[Request]):
             self._publish()
         return refused
 
+    def take_back(self, meant: Callable[[Request], bool]) -> list[Request]:
+        """Return the requests that are meant of those that still wait for their turn."""
+        with self._lock:
+            found = [each for each in self._waiting if meant(each)]
+            for each in found:
+                self._waiting.remove(each)
+        return found
+
+    def end_all(self, meant: Callable[[Request], bool], error: TransportError) -> None:
+        """End the requests that are meant of those in flight, to which no answer will come."""
+        with self._lock:
+            ended = [tag for tag, request in self.in_flight.items() if meant(request)]
+            completions = [self.cancelled(self.in_flight.pop(tag), error) for tag in ended]
+        call_all(completions)
+
     def recall(self, request: Request) -> bool:
         """End a request that still waits for its turn; False if it does not wait."""
         with self._lock:
             if request not in self._waiting:
                 return False
             self._waiting.remove(request)
-            complete = self.cancelled(request, TransportError("aborted by task management"))
+            complete = self.cancelled(request, TransportError(ABORTED))
         complete()
         return True
 
@@ -454,6 +476,9 @@ class RingInitiator(ABC, Generic[Request]):
     def _run_job(self, job: Job) -> None:
         try:
             job.run()
+        except Exception as error:  # before whoever waits for the job believes that it went well
+            self._fail(f"the backend broke the protocol: {error}")
+            raise
         finally:
             with self._lock:
                 self._job = None
@@ -515,7 +540,9 @@ class RingInitiator(ABC, Generic[Request]):
 
     @property
     def load(self) -> int:
-        """Requests on the ring, or waiting for it."""
+        """Requests on the ring, or waiting for it; no end of them where none would get on."""
+        if self._job is not None or self._failure is not None:
+            return sys.maxsize
         return len(self.in_flight) + len(self._waiting)
 
     def backend_statistics(self) -> Mapping[str, object]:
@@ -539,6 +566,7 @@ def call_all(completions: Iterable[Completion]) -> None:
             _log.exception("a command's `done` failed")
 
 
+ABORTED = "aborted by task management"
 LOST = "the server is gone"
 ENDED = "the channel was closed"
 """As long as nobody knows more."""

@@ -53,6 +53,7 @@ class Places:
         self._page = page or length
         self._templates: list[Template] = []
         ring, events = initiator.channel()
+        first_tag = initiator.first_tag()
         incoming, outgoing = events.fds
         self.load = Load(
             ring,
@@ -62,6 +63,7 @@ class Places:
             table=initiator.guest.memory.table,
             poll_ns=poll_ns,
             depth=depth,
+            first_tag=first_tag,
             step=length // (initiator.address_bytes or block_length),
             **operations,
         )
@@ -69,7 +71,7 @@ class Places:
             for place in range(depth):
                 self.buffers.append(initiator.alloc(length))
                 for write in directions:
-                    template = initiator.template(place, self.command(place, write))
+                    template = initiator.template(first_tag + place, self.command(place, write))
                     self._templates.append(template)
                     self.load.prepare(
                         place=place,

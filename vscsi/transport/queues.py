@@ -8,8 +8,8 @@ from vscsi.domain.negotiate import accept_queues, queues_keys
 from vscsi.domain.xenbus import Keys, Reader
 from vscsi.transport.backend import Connection, RingBackend
 
-MAX_QUEUES = 64
-"""Of a device: each has a thread, and its own rings mapped."""
+MAX_QUEUES = 4
+"""Of a device: each has a thread, and the initiator's memory mapped once more, which is bounded."""
 
 
 class Queues:
@@ -70,12 +70,12 @@ class Queues:
 
     def report(self) -> dict[str, object]:
         """Return the only queue's report; with several their sums, and each one's in `queues`."""
-        reports = [end.report() for end in self.ends[: self._used]]
-        if len(reports) == 1:
-            return reports[0]
+        reports = [end.report() for end in self.ends if end.connection is not None]
+        if len(reports) <= 1:
+            return reports[0] if reports else {}
         sums: dict[str, object] = {}
         for name in reports[0]:
-            values = [report[name] for report in reports]
-            if all(isinstance(value, int) for value in values):
-                sums[name] = sum(value for value in values if isinstance(value, int))
+            values = [value for each in reports if isinstance(value := each.get(name), int)]
+            if len(values) == len(reports):
+                sums[name] = sum(values)
         return {**sums, "queues": reports}

@@ -21,9 +21,11 @@ PERIOD_S = 0.005
 """How often the taps are emptied; ringing somebody's bell would cost the ring's thread."""
 NICENESS = 19
 """Of the threads that take and write what crosses: where a CPU is short, the rings come first."""
-_TAKEN_BYTES = 1 << 20
+MIN_TAP_BYTES = 1 << 13
+"""Of one that nothing crosses."""
 NOTHING_WANTED = (0, False)
 """Of commands' data: how many first bytes, and whether a hash."""
+_TAKEN_BYTES = 1 << 20
 """At a time, of one ring."""
 
 
@@ -131,8 +133,9 @@ class TapSwitch:
         """Deliver what has crossed; returns when the listeners have been called."""
         with self._lock:
             for source in self._sources:
-                while self._take(source):
-                    pass
+                for _ in range(-(-TAP_BYTES // _TAKEN_BYTES) + 1):  # what was in it, and no more
+                    if not self._take(source):
+                        break
 
     def _tell_all(self) -> None:
         for source in self._sources:

@@ -52,6 +52,31 @@ def test_no_words_of_an_axis_overlap(opened, documents, name, width):
     assert opened(documents[name], width).value(OVERLAPPING) == []
 
 
+VISIBLE_HEADS = """[...document.querySelectorAll("#{} th")].filter(each => {{
+  const box = each.getBoundingClientRect();
+  return each.checkVisibility() && box.left >= 0 && box.right <= innerWidth;
+}}).map(each => each.textContent)"""
+
+
+def test_on_a_phone_the_commands_have_their_figures_without_scrolling(opened, documents):
+    page = opened(documents["busy"], PHONE)
+    heads = page.value(VISIBLE_HEADS.format("commands"))
+    assert heads[:5] == ["command", "count", "p50", "p99", "max"]
+    names = page.value(
+        """[...document.querySelectorAll("#commands td:first-child")].every(each =>
+          each.scrollWidth <= each.clientWidth)"""
+    )
+    assert names
+
+
+def test_the_slowest_commands_fit_a_desk(opened, documents):
+    page = opened(documents["busy"].replace("blocks 512", "blocks 512 " + 3 * "words "), DESK)
+    heads = ["took", "sent", "on", "command", "answer", "tag"]
+    assert page.value(VISIBLE_HEADS.format("slowest")) == heads
+    phone = opened(documents["busy"], PHONE)
+    assert phone.value(VISIBLE_HEADS.format("slowest")) == ["took", "command", "answer"]
+
+
 def test_all_plots_are_there(opened, documents):
     page = opened(documents["busy"], DESK)
     visible = '[...document.querySelectorAll("{}")].filter(each => each.checkVisibility()).length'

@@ -138,7 +138,22 @@ def test_the_commands_are_in_the_table(pages, analysis):
     assert [row[0] for row in table[1:]] == [*(row.name for row in analysis.commands), "all"]
     for row, cells in zip(analysis.commands, table[1:], strict=False):
         assert cells[2] == f"{row.count:,}"
-        assert cells[5:7] == [str(row.errors), str(row.unanswered)]
+        assert cells[10:] == [str(row.errors), str(row.unanswered)]
+
+
+def test_the_files_name_stands_above_its_disk(analysis):
+    files = (replace(analysis.files[0], name="/var/captures/guest.pcapng"),)
+    page = render(replace(analysis, files=files))
+    heading, _, rest = page.partition("<header>")[2].partition("</h1>")
+    assert heading == "<h1>guest.pcapng"
+    assert rest.startswith(f'<p class="about">{analysis.disks[0].name} · ')
+    assert render(nothing()).count("<h1>empty.pcapng</h1>") == 1
+
+
+def test_slow_commands_begin_with_what_they_are_sorted_by(pages):
+    (table,) = [each for each in Document(pages["busy"]).tables if each[0][0] == "took"]
+    assert table[0] == ["took", "sent", "on", "command", "answer", "tag"]
+    assert [row[0] for row in table[1:3]] == ["91 ms", "45.5 ms"]
 
 
 def test_the_worst_comes_first(pages):

@@ -72,6 +72,24 @@ def test_what_is_not_all_is_not_said_to_be(part, whole, words):
     assert units.share(part, whole) == words
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0, "0.00"),
+        (1, "1.00"),
+        (99.994, "99.99"),
+        (123_456, "123k"),
+        (0.1, "0.10"),
+        (0.0996, "0.100"),
+        (0.00123, "0.0012"),
+        (0.000002, "0.0000020"),
+        (1e-9, "<0.000001"),
+    ],
+)
+def test_ratios_that_are_something_are_not_0(value, words):
+    assert units.ratio(value) == words
+
+
 def test_times_without_a_wall_clock_are_no_dates():
     assert units.clock(0) is None
     assert units.clock(-1) is None

@@ -396,3 +396,15 @@ def test_a_killed_server_is_one_line_and_exit_status_1(cli, msr, disk_server):
     told = json.loads(output)
     assert told["failure"] in errors.decode()
     assert 20 <= told["commands"] < 100_000
+
+
+def test_a_recorded_kernels_unmaps_are_sent_and_the_report_says_what_its_latencies_are(cli):
+    capture = Path(__file__).parents[3] / "captures" / "linux-srp.pcapng.gz"
+    recorded = [row for row in commands_in(capture) if row["operation"] == Operation.UNMAP]
+    arguments = (capture, "call:memory:64M", "--speed", "max", "--yes")
+    told = replayed(cli, *arguments)
+    (unmaps,) = [each for each in told["latency_us"] if each["name"] == "UNMAP"]
+    unmap = sum(row["opcode"] == cdbs.named("UNMAP").opcode for row in recorded)
+    assert unmaps["count"] == unmap > 0
+    assert not [why for why in told["left_out"] if "list" in why or "UNMAP" in why]
+    assert "now: round trips of Python" in cli("replay", *arguments).stdout

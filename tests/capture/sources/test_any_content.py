@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.capture.sources.samples import CAPTURES, SAMPLES
+from vscsi.capture.packed import Unpacked
 from vscsi.capture.sources import FORMATS, HEAD_BYTES
 
 ALL = [(form, sample) for form, samples in SAMPLES.items() for sample in samples]
@@ -151,7 +152,7 @@ def test_memory_does_not_follow_what_a_file_claims(form):
 def test_a_packed_file_that_ends_early_is_read_up_to_there(form):
     module = importlib.import_module(f"vscsi.capture.sources.{FORMATS[form]}")
     packed = gzip.compress(SAMPLES[form][-1])
-    stream = io.BufferedReader(gzip.GzipFile(fileobj=io.BytesIO(packed[:-9])))
+    stream = Unpacked(io.BytesIO(packed[:-9]))
     source = module.read(stream)
     list(source)
     assert source.troubles.broken

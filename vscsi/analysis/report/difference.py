@@ -105,8 +105,7 @@ def _ratio(difference: Difference) -> Child:
     ratio = difference.ratio
     if ratio is None:
         return units.NOTHING
-    words = f"{ratio:.2f}" if ratio < 100 else units.short(round(ratio))
-    return tag("span" if abs(ratio - 1) < _SAME else "b", words)
+    return tag("span" if abs(ratio - 1) < _SAME else "b", units.ratio(ratio))
 
 
 def _over_time(diff: Diff) -> Html:

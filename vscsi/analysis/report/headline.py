@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What stands above all: which disk, how much, how fast; and what is worth a look, worst first."""
+"""What stands above all: which capture, how much, how fast; what is worth a look, worst first."""
 
 from collections.abc import Iterable
+from pathlib import PurePath
 
 from vscsi.analysis import units
 from vscsi.analysis.report.markup import Html, join, tag
@@ -20,14 +21,14 @@ def headline(analysis: Analysis) -> Html:
     disks = sorted(analysis.disks, key=lambda each: -each.commands)
     sizes = [each.block_bytes * each.block_count for each in disks[:1] if each.block_count]
     words = [
-        names(each.name for each in analysis.files),
+        names(each.name for each in disks) or "no disk",
         units.size(sizes[0]) if sizes else None,
         units.clock(analysis.start_ns),
         f"{units.duration(analysis.duration_s * 1e6)} long" if analysis.duration_s else None,
     ]
     return join(
         (
-            tag("h1", names(each.name for each in disks) or "no disk"),
+            tag("h1", names(PurePath(each.name).name for each in analysis.files) or "no file"),
             tag("p", " · ".join(filter(None, words)), class_="about"),
             _tiles(analysis),
             _worth_a_look(analysis),

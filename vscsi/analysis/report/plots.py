@@ -5,7 +5,7 @@ So they are legible at every width, and their colours are the style sheet's: lig
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from vscsi.analysis.report.axis import Axis
@@ -208,13 +208,22 @@ def scale(most: int) -> Html:
     return tag("div", "1", tag("span", cells), f"{most:,} commands a cell", class_="legend scale")
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[Child]], *, left: int = 1) -> Html:
+def table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[Child]],
+    *,
+    left: int = 1,
+    spare: Collection[str] = (),
+) -> Html:
     """Return a table that scrolls inside itself; left: columns of words, which come first.
 
-    The cells of a column with "…" behind its head may be of several lines.
+    The cells of a column with "…" behind its head may be of several lines; spare: heads of columns
+    that are left out where the window is narrow.
     """
     kinds = [
-        "n" if at >= left else "long" if head.endswith("…") else "" for at, head in enumerate(heads)
+        ("n" if at >= left else "long" if head.endswith("…") else "")
+        + (" spare" if head in spare else "")
+        for at, head in enumerate(heads)
     ]
     heads = [head.removesuffix("…") for head in heads]
 

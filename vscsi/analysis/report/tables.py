@@ -27,8 +27,8 @@ def commands(analysis: Analysis) -> Html:
     ]
     axis = logarithmic(times, units.duration, ticks=99)
     heads = (
-        *("command", "latency", "count", "share", "moved", "errors", "unanswered"),
-        *("p50", "p90", "p99", "p99.9", "max"),
+        *("command", "latency", "count", "share", "moved"),
+        *("p50", "p90", "p99", "p99.9", "max", "errors", "unanswered"),
     )
 
     def cells(row: CommandRow) -> tuple[Child, ...]:
@@ -47,9 +47,9 @@ def commands(analysis: Analysis) -> Html:
             units.count(row.count),
             units.share(row.count, analysis.total.count),
             units.size(row.bytes) if row.bytes else "",
+            *times,
             alarming(row.errors),
             alarming(row.unanswered),
-            *times,
         )
 
     rows = [cells(row) for row in analysis.commands[:MAX_ROWS]]
@@ -60,9 +60,10 @@ def commands(analysis: Analysis) -> Html:
         "The line goes from the least latency to the most, logarithmically from "
         f"{axis.ticks[0][1]} to {axis.ticks[-1][1]}; its thick part from the median to the 99th "
         "percentile.",
-        class_="about",
+        class_="about spare",
     )
-    return join((table(heads, rows, left=2), key if times else None, more(len(analysis.commands))))
+    every = table(heads, rows, left=2, spare=("latency", "share", "moved", "p90", "p99.9"))
+    return join((every, key if times else None, more(len(analysis.commands))))
 
 
 def sense(analysis: Analysis) -> Html:
@@ -88,24 +89,25 @@ def sense(analysis: Analysis) -> Html:
 
 
 def moments(rows: Sequence[Moment], took: str) -> Html:
-    """Return decoded commands."""
-    heads = ("sent", "on", "command", "answer…", "tag", took)
+    """Return decoded commands; took: what their times are."""
+    heads = (took, "sent", "on", "command…", "answer…", "tag")
     return join(
         (
             table(
                 heads,
                 (
                     (
+                        units.duration(row.latency_us),
                         units.duration(row.time_s * 1e6),
                         cut(row.disk),
                         tag("code", cut(row.words), title=cut(row.cdb) or None),
                         cut(row.answer),
                         units.NOTHING if row.tag is None else tag("code", f"{row.tag:#x}"),
-                        units.duration(row.latency_us),
                     )
                     for row in rows[:MAX_ROWS]
                 ),
-                left=4,
+                left=len(heads),
+                spare=("sent", "on", "tag"),
             ),
             more(len(rows)),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""CloudPhysics' .vscsi traces, version 2, of the first disk that has commands.
+"""CloudPhysics' .vscsi traces, version 2, of one disk.
 
 Tags, CDBs beyond the opcode, statuses, sense, FUA and fractions of microseconds are lost. Commands
 of a block layer get the opcode that a disk would have got.
@@ -30,35 +30,52 @@ _OPCODES = {
 _NO_OPCODE = 0x100
 
 
-def write(source: Source, output: IO[bytes]) -> Written:
-    """Write a source's commands in the order of their sending."""
-    sink = _Sink(source, output)
+def busiest(source: Source) -> int | None:
+    """Return the disk with the most commands that ended; None without any. Reads the source."""
+    counts = np.zeros(0, np.int64)
+    for batch in source:
+        found = np.bincount(batch.column("disk").to_numpy()[_ended(batch)])
+        if len(found) > len(counts):
+            counts, found = found, counts
+        counts[: len(found)] += found
+    return int(np.argmax(counts)) if len(counts) else None
+
+
+def write(source: Source, output: IO[bytes], disk: int | None = None) -> Written:
+    """Write the commands of a source's disk, None: the first, in the order of their sending."""
+    sink = _Sink(source, output, disk)
     order = InOrder()
     for batch in source:
         for ready in order.add(batch):
             sink.add(ready)
     for ready in order.rest():
         sink.add(ready)
-    return Written(sink.commands, sink.left_out, sink.why)
+    note = ""
+    if sink.disk is not None and len(sink.others):
+        of = f"of {len(sink.others) + 1} disks the {'busiest' if disk is not None else 'first'} one"
+        note = f"{source.disks[sink.disk].name} was written, {of}: the format has one"
+    return Written(sink.commands, sink.left_out, sink.why, note)
 
 
 class _Sink:
-    def __init__(self, source: Source, output: IO[bytes]) -> None:
+    def __init__(self, source: Source, output: IO[bytes], disk: int | None) -> None:
         self._source = source
         self._output = output
-        self._disk: int | None = None
+        self.disk = disk
+        self.others: set[int] = set()
+        """Disks that are left out."""
         self.commands = 0
         self.left_out = 0
         self.why = ""
 
     def add(self, batch: pa.RecordBatch) -> None:
         disk = batch.column("disk").to_numpy()
-        fate = batch.column("fate").to_numpy()
         opcode = self._opcodes(batch)
-        ended = (fate == Fate.ANSWERED) | (fate == Fate.FAILED)
-        if self._disk is None and ended.any():
-            self._disk = int(disk[np.argmax(ended)])
-        block_bytes = 1 if self._disk is None else self._source.disks[self._disk].block_bytes
+        ended = _ended(batch)
+        if self.disk is None and ended.any():
+            self.disk = int(disk[np.argmax(ended)])
+        self.others.update(np.unique(disk[ended & (disk != self.disk)]).tolist())
+        block_bytes = 1 if self.disk is None else self._source.disks[self.disk].block_bytes
         lba, blocks = _numbers(batch, "lba"), _numbers(batch, "blocks").astype(np.uint64)
         length = blocks * np.uint64(block_bytes)
         moved = batch.column("data_out").to_numpy() + batch.column("data_in").to_numpy()
@@ -67,7 +84,7 @@ class _Sink:
         time_ns = batch.column("time_ns").to_numpy()
         reasons = {
             "no answer": ~ended,
-            "not of the first disk: the format has one": disk != self._disk,
+            "of another disk": disk != self.disk,
             "no SCSI opcode": opcode == _NO_OPCODE,
             "longer than the 4 GiB that a record can say": length >> np.uint64(32) > 0,
             "an address beyond 16 EiB": lba >= np.uint64(MAX_LBN * SECTOR_BYTES // block_bytes),
@@ -102,6 +119,12 @@ class _Sink:
         made = table[far, batch.column("operation").to_numpy()]
         opcodes: npt.NDArray[np.uint16] = np.where(own, _numbers(batch, "opcode"), made)
         return opcodes
+
+
+def _ended(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    fate = batch.column("fate").to_numpy()
+    ended: npt.NDArray[np.bool_] = (fate == Fate.ANSWERED) | (fate == Fate.FAILED)
+    return ended
 
 
 def _numbers(batch: pa.RecordBatch, name: str) -> npt.NDArray[Any]:

@@ -10,15 +10,14 @@ A module of `FORMATS` has
 Files are hostile. What can be read is read; no length or count in a file decides an allocation.
 """
 
-import gzip
 import importlib
 import io
 import os
 import sys
 from contextlib import ExitStack
 from types import ModuleType, TracebackType
-from typing import Any
 
+from vscsi.capture import packed
 from vscsi.capture.commands import Source
 from vscsi.wire.errors import SetupError
 
@@ -35,7 +34,6 @@ FORMATS = {
 """Names for `--format`, in the order in which content is looked at, and their modules."""
 HEAD_BYTES = 4096
 _BUFFER_BYTES = 1 << 20
-_GZIP = b"\x1f\x8b"
 
 
 class Opened:
@@ -75,10 +73,7 @@ def _open(stack: ExitStack, file: str, form: str | None) -> tuple[Source, io.Fil
         raise SetupError("read", file, f"no format {form!r}", f"one of {', '.join(FORMATS)}")
     try:
         raw = io.FileIO(sys.stdin.fileno() if file == "-" else file, closefd=file != "-")
-        stream = stack.enter_context(io.BufferedReader(raw, _BUFFER_BYTES))
-        if stream.peek(len(_GZIP))[: len(_GZIP)] == _GZIP:
-            unpacked: Any = _Unpacked(stream)
-            stream = stack.enter_context(io.BufferedReader(unpacked, _BUFFER_BYTES))
+        stream = packed.opened(stack.enter_context(io.BufferedReader(raw, _BUFFER_BYTES)))
         head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -89,21 +84,6 @@ def _open(stack: ExitStack, file: str, form: str | None) -> tuple[Source, io.Fil
             return module.read(stream), raw
     reason = "the file is empty" if not head else "its content is of no known format"
     raise SetupError("cannot read", file, reason, f"name one of {', '.join(FORMATS)} by --format")
-
-
-class _Unpacked(io.RawIOBase):
-    """What a gzip file holds, piece by piece, so that what is before its broken end is read."""
-
-    def __init__(self, packed: Any) -> None:
-        self._file = gzip.GzipFile(fileobj=packed)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        piece = self._file.read1(len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
 
 
 def _module(name: str) -> ModuleType:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What the readers of all formats have in common: their tables, their troubles, their stream."""
 
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import IO
 
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from vscsi.capture import packed
 from vscsi.capture.commands import MAX_EVENTS, SECTOR_BYTES, Channel, Disk, Event, Troubles
 from vscsi.capture.sources.columns import Numbering
 
@@ -47,14 +47,18 @@ class Reading:
         """Say where reading had to end; what was said first stays."""
         self.troubles.broken = self.troubles.broken or why
 
+    def place(self, position: int) -> str:
+        """Return in words where something is in the content."""
+        return packed.place(self._stream, position)
+
     def chunks(self, size: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Yield the content, up to `size` bytes at a time, until its end or until it breaks."""
         at = 0
         while True:
             try:
                 chunk = self._stream.read(size)
-            except (EOFError, OSError, zlib.error) as error:  # a broken gzip file; a broken disk
-                self.broke(f"at byte {at}: {error}")
+            except (EOFError, OSError) as error:  # a broken gzip file; a broken disk
+                self.broke(f"{self.place(at)}: {error}")
                 return
             if not chunk:
                 return

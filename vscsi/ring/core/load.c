@@ -131,7 +131,7 @@ static bool publish(struct load *load) {
 
 /* Take an answer's command from its place; false if the backend holds on to its memory. */
 static bool complete(struct load *load, const struct load_answer *answer, uint64_t now) {
-    uint32_t number = (uint32_t)answer->tag;
+    uint32_t number = (uint32_t)(answer->tag - load->first_tag);
     struct load_place *place = &load->place[number];
     const struct load_request *request = &place->request[place->write];
     for (uint32_t i = 0; i < request->grants; i++) {
@@ -153,14 +153,15 @@ static bool complete(struct load *load, const struct load_answer *answer, uint64
 /* Take `waiting` answers, or as many as until one is Python's: then LOAD_ANSWER. */
 static enum load_event take(struct load *load, uint32_t waiting, uint64_t now) {
     for (uint32_t i = 0; i < waiting; i++) {
-        struct load_answer answer;
+        struct load_answer answer = {0};
         ring_copy(load->ring, i, load->slot);
-        bool ours = load->protocol->read(load->slot, &answer) && answer.tag < load->depth &&
-                    load->place[answer.tag].on_ring;
+        bool ours = load->protocol->read(load->slot, &answer);
+        uint64_t number = answer.tag - load->first_tag;
+        ours = ours && number < load->depth && load->place[number].on_ring;
         if (ours && !complete(load, &answer, now))
             return LOAD_BROKEN;
         if (!ours || !answer.good) {
-            load->answered = ours ? (uint32_t)answer.tag : LOAD_MAX_DEPTH;
+            load->answered = ours ? (uint32_t)number : LOAD_MAX_DEPTH;
             ring_consume(load->ring, i + 1);
             return LOAD_ANSWER;
         }

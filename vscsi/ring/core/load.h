@@ -26,7 +26,7 @@ enum load_event {
 
 /* What an answer says. */
 struct load_answer {
-    uint64_t tag; /* the place's number */
+    uint64_t tag; /* first_tag, and the place's number */
     int32_t room; /* commands that may be sent for it */
     bool good;    /* all was moved */
 };
@@ -86,6 +86,7 @@ struct load {
     double period_ns;     /* between arrivals; 0: closed loop */
 
     struct load_place *place;
+    uint64_t first_tag;
     uint32_t depth;
     uint32_t *idle, *queue; /* places: free ones, a stack; begun and not on the ring yet, a FIFO */
     uint32_t idles, queue_first, queued;

@@ -59,21 +59,21 @@ static bool open_events(struct load *load, int incoming, int outgoing) {
 }
 
 static PyObject *new_load(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"ring",          "protocol",     "incoming",  "outgoing",
-                            "table",         "poll_ns",      "depth",     "blocks",
-                            "first_address", "step",         "at_random", "mixed",
-                            "seed",          "read_percent", "period_ns", NULL};
+    static char *names[] = {"ring",      "protocol", "incoming",     "outgoing",  "table",
+                            "poll_ns",   "depth",    "blocks",       "step",      "at_random",
+                            "mixed",     "seed",     "read_percent", "period_ns", "first_address",
+                            "first_tag", NULL};
     PyTypeObject *ring_type = ((struct core_state *)PyType_GetModuleState(type))->ring_end;
     PyObject *ring, *table;
     const char *name;
     int incoming, outgoing, at_random, mixed;
-    unsigned long long poll_ns, blocks, first_address, step, seed;
+    unsigned long long poll_ns, blocks, first_address, step, seed, first_tag;
     uint32_t depth, read_percent;
     double period_ns;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O!s$iiOKO&KKKppKO&d:Load", names, ring_type, &ring, &name, &incoming,
-            &outgoing, &table, &poll_ns, convert_u32, &depth, &blocks, &first_address, &step,
-            &at_random, &mixed, &seed, convert_u32, &read_percent, &period_ns))
+            args, kwargs, "O!s$iiOKO&KKppKO&dKK:Load", names, ring_type, &ring, &name, &incoming,
+            &outgoing, &table, &poll_ns, convert_u32, &depth, &blocks, &step, &at_random, &mixed,
+            &seed, convert_u32, &read_percent, &period_ns, &first_address, &first_tag))
         return NULL;
     const struct load_protocol *protocol = protocol_named(name);
     if (!protocol)
@@ -89,6 +89,7 @@ static PyObject *new_load(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     load->depth = depth;
     load->blocks = blocks;
     load->first_address = first_address;
+    load->first_tag = first_tag;
     load->step = step;
     load->at_random = at_random;
     load->mixed = mixed;

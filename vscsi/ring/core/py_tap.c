@@ -154,7 +154,7 @@ bool tap_entries_of(const unsigned char *bytes, size_t length, size_t *count) {
     for (*count = 0; length - at >= sizeof(struct tap_entry); ++*count) {
         struct tap_entry entry;
         memcpy(&entry, bytes + at, sizeof entry);
-        if (entry.bytes > length - at ||
+        if (entry.bytes > length - at || entry.bytes > TAP_MAX_ENTRY || entry.bytes % 8 ||
             entry.bytes < sizeof entry + (uint64_t)entry.message + entry.descriptors + entry.data ||
             (entry.data && entry.data < sizeof(struct tap_data)))
             return false;

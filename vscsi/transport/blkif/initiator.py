@@ -120,6 +120,8 @@ class BlkifInitiator(BlkifRing):
     def begin(self) -> None:
         """Stand the local logical unit in front of the ring."""
         super().begin()
+        if self._first is not self:
+            return  # a further ring of a disk that has its unit
         disk = self.disk
         router = TaskRouter()
         store = RingStore(disk.size_bytes, readonly=disk.readonly, can_discard=disk.discard)
@@ -127,8 +129,7 @@ class BlkifInitiator(BlkifRing):
         router.add(0, self._unit)
         self._local = CallInitiator(router, NEXUS)
         self._gate = Gate()
-        if self._first is self:
-            self.guest.store.watch(f"{self._device.backend_path}/sectors", self._look_at_size)
+        self.guest.store.watch(f"{self._device.backend_path}/sectors", self._look_at_size)
 
     def _look_at_size(self, _path: str) -> None:
         """Take over the size that the backend publishes, if it has changed."""

@@ -259,8 +259,8 @@ class SrpBackend(RingBackend):
             self._regions.release(pending.regions)
             self._refuse(cmd.tag, pending.asked)
             return
-        self.count(+1)
         self.show_data(task.data_out, task.cdb)
+        self.count(+1)
         self.port.target.submit(task)
 
     def _command_done(self, task: Task) -> None:

@@ -3,7 +3,6 @@
 
 import itertools
 import secrets
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ from vscsi.domain.negotiate import (
 from vscsi.domain.xenbus import Keys, Reader
 from vscsi.ring import RingEnd
 from vscsi.target.base import Function, ServiceResponse
-from vscsi.transport.frontend import CONNECT_TIMEOUT_S, RingInitiator
+from vscsi.transport.frontend import ABORTED, CONNECT_TIMEOUT_S, RingInitiator
 from vscsi.transport.gate import Gate
 from vscsi.transport.initiator import (
     Buffer,
@@ -37,6 +36,7 @@ from vscsi.transport.initiator import (
 from vscsi.transport.load import Completion, Template
 from vscsi.transport.outcome import status_of
 from vscsi.transport.srp.arena import Arena
+from vscsi.transport.srp.several import manage_several
 from vscsi.wire.errors import WireError
 from vscsi.wire.formats import build, parse, text
 from vscsi.wire.mad import (
@@ -70,6 +70,8 @@ RING_ORDER = 2
 ARENA_BYTES = 32 << 20
 DATA_HANDLE = 1
 LOGIN_TAG = 1 << 63
+LOAD_TAG = 1 << 62
+"""In the tags of loads; 2^30 of them before they are used again."""
 INDIRECT_BYTES = 20
 DESCRIPTOR_BYTES = 16
 MAX_CDB_BYTES = 16 + 0xFC
@@ -110,8 +112,9 @@ class SrpInitiator(RingInitiator[Request]):
         self._limit = 0
         self._request_limit = 0
         self._max_iu_length = 0
-        self._tags = itertools.count()
+        self._tags = itertools.count(1)
         """Unique among all channels of the nexus; of two on one channel the later is greater."""
+        self._loads = itertools.count()
         self._gate = Gate()
         self._tables: dict[int, list[Buffer]] = {}
         self._asked: SlotFormat | None = None
@@ -285,45 +288,21 @@ class SrpInitiator(RingInitiator[Request]):
             raise TransportError(f"LUN of {len(request.lun)} bytes")
         managed = request.managed
         if request.function is not Function.ABORT_TASK and len(self.queues) > 1:
-            self._manage_all(request)
+            self.check_usable()
+            manage_several(self.queues, self._gate, self._begin_on_a_channel, request)
         elif managed is None:
             self.enqueue([request], first=True)
         elif self._gate.withdraw(managed):
-            managed.error = TransportError("aborted by task management")
+            managed.error = TransportError(ABORTED)
             finish(managed)
             request.done(request)
         elif any(channel.recall(managed) for channel in self.queues):
             request.done(request)
-        else:  # behind the command, on the same ring
-            holds = (each for each in self.queues if each.in_flight.get(managed.tag) is managed)
-            next(holds, self).enqueue([request], first=True)
-
-    def _manage_all(self, request: ManagementCommand) -> None:
-        """Send a function over every channel, behind what it affects there; hold up the rest."""
-        left = len(self.queues)
-        lock = threading.Lock()
-
-        def done(part: ManagementCommand) -> None:
-            nonlocal left
-            with lock:
-                left -= 1
-                last = not left
-                request.error = request.error or part.error
-                if part.response is not ServiceResponse.FUNCTION_COMPLETE:
-                    request.response = part.response
-            if last:
-                self._gate.release(request.lun)
-                request.done(request)
-
-        self.check_usable()
-        self._gate.hold(request.lun)
-        for channel in self.queues:
-            part = ManagementCommand(request.lun, request.function, done)
-            try:
-                channel.enqueue([part], first=True)
-            except TransportError as error:
-                part.error = error
-                done(part)
+        else:  # behind the command, on the same ring; where there is none it has ended
+            for channel in self.queues:
+                if channel.in_flight.get(managed.tag) is managed or channel is self.queues[-1]:
+                    channel.enqueue([request], first=True)
+                    return
 
     def room_for(self, request: Request) -> bool:
         """A slot, and credit; the last credit is for task management."""
@@ -450,7 +429,7 @@ class SrpInitiator(RingInitiator[Request]):
             self._take(request, rsp, code)
         else:
             aborted = self._managed(request, code)
-        error = TransportError("aborted by task management")
+        error = TransportError(ABORTED)
         completions = [self.cancelled(command, error) for command in aborted]
         for ended in (request, *aborted):
             del self.in_flight[ended.tag]
@@ -498,6 +477,10 @@ class SrpInitiator(RingInitiator[Request]):
             self.free(table)
 
     # A load
+
+    def first_tag(self) -> int:
+        """Return the first of 2^32 tags that no other load on a channel of this nexus has."""
+        return LOAD_TAG | next(self._port._loads) << 32
 
     def template(self, tag: int, command: Command) -> Template:
         """Return a command's CMD."""

@@ -249,9 +249,9 @@ class VscsiifBackend(RingBackend):
                 mapping.unmap()
             self._refuse(request.rqid, Host.ERROR, asked)
             return
-        self.count(+1)
         if direction is Direction.TO_DEVICE:
             self.show_data(views, cdb)
+        self.count(+1)
         self.target.submit(
             Task(
                 nexus=self._nexus,

@@ -53,7 +53,7 @@ def frames(reading: Reading) -> Iterator[Frame]:
         else:
             yield from _Pcapng(source, reading).frames()
     except WireError as error:
-        reading.broke(f"broken at byte {source.offset}: {error}")
+        reading.broke(f"broken {reading.place(source.offset)}: {error}")
 
 
 class _Input:
@@ -257,7 +257,7 @@ class _Pcapng:
             self._dropped[number] = max(dropped, self._dropped[number])
 
     def _skip(self, why: str) -> None:
-        self._reading.skip(f"at byte {self._source.offset}: {why}")
+        self._reading.skip(f"{self._reading.place(self._source.offset)}: {why}")
 
 
 def _dropped_before(order: Order, options: bytes) -> int:
