@@ -12,7 +12,7 @@ int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         uint64_t value = strtoull(argv[i], NULL, 10);
         uint32_t index = histogram_index(value);
-        histogram_add(&histogram, value);
+        histogram_add(&histogram, value, 1);
         printf("%" PRIu32 " %" PRIu64 " %" PRIu64 "\n", index, histogram_floor(index),
                index + 1 < HISTOGRAM_BUCKETS ? histogram_floor(index + 1) - 1 : UINT64_MAX);
     }

@@ -32,10 +32,10 @@ static inline void histogram_clear(struct histogram *histogram) {
     *histogram = (struct histogram){.least = UINT64_MAX};
 }
 
-static inline void histogram_add(struct histogram *histogram, uint64_t value) {
+static inline void histogram_add(struct histogram *histogram, uint64_t value, uint32_t times) {
     histogram->least = value < histogram->least ? value : histogram->least;
     histogram->most = value > histogram->most ? value : histogram->most;
-    histogram->bucket[histogram_index(value)]++;
+    histogram->bucket[histogram_index(value)] += times;
 }
 
 #endif

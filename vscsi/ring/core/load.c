@@ -146,7 +146,7 @@ static bool complete(struct load *load, const struct load_answer *answer, uint64
     load->room += answer->room;
     load->last = now;
     if (answer->good)
-        histogram_add(&load->latency[place->write], now - place->began);
+        histogram_add(&load->latency[place->write], now - place->began, 1);
     return true;
 }
 

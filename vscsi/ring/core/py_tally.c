@@ -52,7 +52,7 @@ static PyObject *add(PyObject *self, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "no such row");
         return NULL;
     }
-    tally_add(&tally->row[row], now, latency_ns, bytes);
+    tally_add(&tally->row[row], now, latency_ns, bytes, 1);
     Py_RETURN_NONE;
 }
 

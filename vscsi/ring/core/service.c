@@ -65,11 +65,12 @@ static void count_answered(struct service *service) {
     uint64_t now = service->answered_count ? now_ns() : 0;
     for (unsigned i = 0; i < service->answered_count; i++) {
         const struct answered *each = &service->answered[i];
-        histogram_add(&service->histograms.latency_ns[each->operation], now - each->taken_ns);
-        histogram_add(&service->histograms.bytes[each->operation], each->bytes);
+        uint64_t latency_ns = now - each->taken_ns;
+        histogram_add(&service->histograms.latency_ns[each->operation], latency_ns, each->times);
+        histogram_add(&service->histograms.bytes[each->operation], each->bytes, each->times);
         if (each->tally)
-            tally_add(&each->tally->row[each->tally->row_of[each->code]], now, now - each->taken_ns,
-                      each->bytes);
+            tally_add(&each->tally->row[each->tally->row_of[each->code]], now, latency_ns,
+                      each->bytes, each->times);
     }
     service->answered_count = 0;
 }
@@ -156,6 +157,27 @@ static void release(struct service *service, struct command *command) {
         service->protocol->release(service, command);
 }
 
+/* Note an answer, for when it is shown: most of a batch are alike. */
+static void note_answered(struct service *service, const struct command *command) {
+    unsigned count = service->answered_count;
+    struct answered *last = &service->answered[count ? count - 1 : 0];
+    if (count && last->taken_ns == command->taken_ns && last->tally == command->tally &&
+        last->bytes == command->length && last->operation == command->operation &&
+        last->code == command->code) {
+        last->times++;
+        return;
+    }
+    if (count == SERVICE_ANSWERED)
+        count_answered(service);
+    service->answered[service->answered_count++] =
+        (struct answered){.taken_ns = command->taken_ns,
+                          .tally = command->tally,
+                          .bytes = command->length,
+                          .times = 1,
+                          .operation = (uint8_t)command->operation,
+                          .code = command->code};
+}
+
 /*
  * Put the answer to a command that ended well, whose memory is still ours; others: taken,
  * unanswered, and not under way.
@@ -165,15 +187,8 @@ static void answer(struct service *service, const struct command *command, bool 
     unsigned char message[ANSWER_BYTES];
     size_t bytes = service->protocol->answer(service, command, message);
     tally_add_to(&service->executed, 1);
-    if (service->answered_count == SERVICE_ANSWERED)
-        count_answered(service);
     if (service->counting)
-        service->answered[service->answered_count++] =
-            (struct answered){.operation = command->operation,
-                              .bytes = command->length,
-                              .taken_ns = command->taken_ns,
-                              .tally = command->tally,
-                              .code = command->code};
+        note_answered(service, command);
     if (shown)
         show(service, WAY_TO_INITIATOR, command, message, bytes, others);
     if (!ring_put(service->ring, message, bytes, false))

@@ -34,11 +34,11 @@ struct service_histograms {
 
 /* A command whose answer waits to be shown. */
 struct answered {
-    enum operation operation;
-    uint32_t bytes;
     uint64_t taken_ns;
     struct tally *tally;
-    uint8_t code;
+    uint32_t bytes;
+    uint32_t times; /* how many in a row are alike */
+    uint8_t operation, code;
 };
 
 struct service {

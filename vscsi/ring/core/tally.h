@@ -84,14 +84,14 @@ static inline size_t tally_bucket(const uint64_t *bounds, size_t count, uint64_t
     return bucket;
 }
 
-/* Count an answer that is shown now. */
+/* Count so many answers that are shown now, each of so many bytes. */
 static inline void tally_add(struct tally_row *row, uint64_t now, uint64_t latency_ns,
-                             uint64_t bytes) {
+                             uint64_t bytes, uint32_t times) {
     static const uint64_t LATENCY_NS[] = {TALLY_LATENCY_NS}, BYTES[] = {TALLY_BYTES};
-    tally_add_to(&row->latency[tally_bucket(LATENCY_NS, TALLY_LATENCIES, latency_ns)], 1);
-    tally_add_to(&row->latency_ns, latency_ns);
-    tally_add_to(&row->size[tally_bucket(BYTES, TALLY_SIZES, bytes)], 1);
-    tally_add_to(&row->bytes, bytes);
+    tally_add_to(&row->latency[tally_bucket(LATENCY_NS, TALLY_LATENCIES, latency_ns)], times);
+    tally_add_to(&row->latency_ns, latency_ns * times);
+    tally_add_to(&row->size[tally_bucket(BYTES, TALLY_SIZES, bytes)], times);
+    tally_add_to(&row->bytes, bytes * times);
     peak_note(&row->longest_ns, now, latency_ns);
 }
 
