@@ -2,13 +2,12 @@
 """`vscsi analyze`: what a capture says, from files or live."""
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
 import click
 from rich.console import Console
@@ -28,6 +27,7 @@ from vscsi.capture.sources import FORMATS, Opened, ours
 from vscsi.cli.analysis_tables import print_analysis, print_diff
 from vscsi.cli.options import captured_path, json_option
 from vscsi.cli.output import is_standard_output, print_json, printable, written
+from vscsi.cli.signals import stopped_by_signals
 from vscsi.wire.errors import SetupError
 
 _PROTOCOLS = ("srp", "vscsiif", "blkif", "iscsi", "scsi", "block")
@@ -278,7 +278,7 @@ def _live(file: str, seconds: float | None) -> Iterator[Source]:
     live = LiveCapture(directory, Choice(only))
     timer = None if seconds is None else threading.Timer(seconds, live.stop)
     try:
-        with _stopped_by_signals(live):
+        with stopped_by_signals(live.stop):
             if timer is None:
                 click.echo(f"vscsi: capturing {file}; Ctrl-C ends it", err=True)
             else:
@@ -289,26 +289,6 @@ def _live(file: str, seconds: float | None) -> Iterator[Source]:
             timer.cancel()
             timer.join()
         live.close()
-
-
-@contextmanager
-def _stopped_by_signals(live: LiveCapture) -> Iterator[None]:
-    """Stop on the first SIGINT or SIGTERM, give up on the second."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for number in before:
-            signal.signal(number, give_up)
-        live.stop()
-
-    def give_up(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _say_troubles(analysis: Analysis) -> bool:

@@ -3,13 +3,11 @@
 
 import contextlib
 import json
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 import click
@@ -31,6 +29,7 @@ from vscsi.cli.capture_options import (
 )
 from vscsi.cli.convert import convert
 from vscsi.cli.options import captured_path
+from vscsi.cli.signals import stopped_by_signals
 from vscsi.wire.errors import SetupError, WireError
 
 
@@ -97,7 +96,7 @@ def record(
     live = LiveCapture(directory, choice)
     status = 0
     try:
-        with _output(file, rotation) as begin, _stopped_by_signals(live):
+        with _output(file, rotation) as begin, stopped_by_signals(live.stop):
             with _running(command, live) as process:
                 output = begin()
                 until = f"until {command[0]} ends" if command else "Ctrl-C ends it"
@@ -239,23 +238,3 @@ def _running(
         yield process
     finally:
         waiter.join()
-
-
-@contextmanager
-def _stopped_by_signals(live: LiveCapture) -> Iterator[None]:
-    """Stop on the first SIGINT or SIGTERM, give up on the second."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for number in before:
-            signal.signal(number, give_up)
-        live.stop()
-
-    def give_up(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
