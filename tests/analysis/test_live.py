@@ -192,6 +192,7 @@ def test_what_waits_for_its_answer_is_told_while_nothing_comes(capture):
     reading = threading.Thread(target=watch.run)
     reading.start()
     try:
+        assert stream.idle.wait(HANG_S)  # its first look, which found nothing
         stream.idle.clear()
         stream.put(part)
         assert stream.idle.wait(HANG_S)
