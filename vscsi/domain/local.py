@@ -249,6 +249,11 @@ class LocalGuest:
         """Send one of the owner's messages; return its reply and the descriptors with it."""
         return self._client.request(message, payload)
 
+    @property
+    def lost(self) -> bool:
+        """Whether the server went away, or the domain is closed."""
+        return self._client.lost
+
     def close(self) -> None:
         """End the domain: disconnect and let go of the memory. A second call does nothing."""
         self._client.close()

@@ -264,7 +264,8 @@ class RingInitiator(ABC, Generic[Request]):
         self._wake_receiver()
         if self._receiver is not None and self._receiver is not threading.current_thread():
             self._receiver.join()
-        self._fail(ENDED)
+        # The device may hear of it before we do, as one whose store cannot be read any more.
+        self._fail(LOST if self.guest.lost else ENDED)
         self._job_done.set()  # one that nobody has begun
         with self._lock:
             if self.ring is not None:

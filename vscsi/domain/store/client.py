@@ -182,6 +182,11 @@ class SocketClient(ClientOperations):
         if self._on_lost is not None and not self._closing:
             self._on_lost()
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is lost, or closed."""
+        return self._lost is not None
+
     def _lose(self, reason: str) -> None:
         """End the connection once and for all; requests that wait are answered with it."""
         with self._state:
