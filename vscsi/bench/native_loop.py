@@ -13,10 +13,7 @@ from vscsi.bench.workload import Workload
 from vscsi.domain.base import PAGE_SIZE
 from vscsi.transport.frontend import RingInitiator
 from vscsi.transport.initiator import Command, TransportError
-from vscsi.transport.places import UNLIMITED, Places
-
-POLL_NS = 50_000
-"""How long an idle ring is watched before the load sleeps; as the backend's."""
+from vscsi.transport.places import POLL_NS, UNLIMITED, Places
 
 
 class NativeLoop:

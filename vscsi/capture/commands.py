@@ -16,8 +16,6 @@ import pyarrow as pa
 from vscsi.target.base import Function
 from vscsi.wire.opcodes import DeviceType
 
-MAX_OPEN = 1 << 16
-"""Requests that a source keeps waiting for their answers; beyond that the oldest is given up."""
 MAX_EVENTS = 1 << 16
 """Events that a source keeps; those beyond are counted in `Source.events_dropped`."""
 BATCH_ROWS = 1 << 16

@@ -9,11 +9,9 @@ from typing import Any
 
 from vscsi.transport.frontend import RingInitiator
 from vscsi.transport.initiator import Command
-from vscsi.transport.places import UNLIMITED, Places
+from vscsi.transport.places import POLL_NS, UNLIMITED, Places
 
 TIMEOUT_S = 30.0
-POLL_NS = 50_000
-"""How long the ring is watched for answers before the thread sleeps."""
 
 
 class Batch:

@@ -14,6 +14,8 @@ from vscsi.transport.initiator import Buffer, Command, TransportError
 from vscsi.transport.load import Template
 from vscsi.wire import cdb as cdbs
 
+POLL_NS = 50_000
+"""How long an idle ring is watched before the thread sleeps; as the backend's."""
 UNLIMITED = (1 << 64) - 1
 Judge = Callable[[int, Command], None]
 """Is told of a command that did not end well: its place, and the command with its outcome."""

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 from vscsi.analysis import units
 from vscsi.analysis.report.axis import Axis, from_zero, linear, logarithmic
-from vscsi.analysis.report.markup import Child, Html, tag
+from vscsi.analysis.report.markup import Html, tag
 from vscsi.analysis.report.plots import (
     Series,
     band,
@@ -19,7 +19,7 @@ from vscsi.analysis.report.plots import (
     stacked,
     table,
 )
-from vscsi.analysis.result import Analysis, Happening, Timeline
+from vscsi.analysis.result import Analysis, Timeline
 
 _MAX_SLICES = 480
 _TABLE_SLICES = 24
@@ -72,11 +72,6 @@ def coarser(timeline: Timeline, most: int) -> Timeline:
     names = [each.name for each in fields(timeline) if each.name != "slice_s"]
     changes: dict[str, object] = {name: joined(name) for name in names}
     return replace(timeline, slice_s=timeline.slice_s * group, **changes)  # type: ignore[arg-type]
-
-
-def happenings(events: Sequence[Happening], words: Callable[[Happening], Sequence[Child]]) -> Html:
-    """Return a table of events."""
-    return table(("time", "on", "what", "outcome", "took"), map(words, events), left=4)
 
 
 def _mean(

@@ -3,7 +3,8 @@
 
 import struct
 
-from vscsi.capture.commands import MAX_OPEN, Fate
+from vscsi.capture.commands import Fate
+from vscsi.capture.exchange import MAX_OPEN
 from vscsi.capture.sinks.connection import Peer, Wire
 from vscsi.capture.sinks.messages import Message
 from vscsi.target.base import Attribute

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from vscsi.capture.commands import BATCH_ROWS, MAX_OPEN, SCHEMA, Troubles
+from vscsi.capture.commands import BATCH_ROWS, SCHEMA, Troubles
+from vscsi.capture.exchange import MAX_OPEN
 from vscsi.capture.sources.columns import replaced
 
 MAX_TIME_NS = 1 << 62

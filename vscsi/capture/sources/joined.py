@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vscsi.capture.commands import BATCH_ROWS, MAX_OPEN, Fate
+from vscsi.capture.commands import BATCH_ROWS, Fate
+from vscsi.capture.exchange import MAX_OPEN
 from vscsi.capture.sources.columns import Column, empty, joined, replaced
 
 Key = tuple[Any, ...]

@@ -4,7 +4,8 @@
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from vscsi.capture.commands import MAX_OPEN, Disk, Event, Fate
+from vscsi.capture.commands import Disk, Event, Fate
+from vscsi.capture.exchange import MAX_OPEN
 from vscsi.capture.sources.base import Reading
 from vscsi.capture.sources.columns import MAX_NAMES
 from vscsi.capture.sources.iscsi.rows import NO_ANSWER, Row
