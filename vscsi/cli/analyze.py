@@ -17,7 +17,7 @@ from vscsi.analysis import vscsistats
 from vscsi.analysis.buckets import parse
 from vscsi.analysis.diff import Diff, compare
 from vscsi.analysis.only import OfProtocols
-from vscsi.analysis.result import Analysis, FileRow
+from vscsi.analysis.result import Analysis
 from vscsi.analysis.run import Options
 from vscsi.analysis.run import analyze as run
 from vscsi.capture.choice import Choice
@@ -26,7 +26,14 @@ from vscsi.capture.live import LiveCapture
 from vscsi.capture.sources import FORMATS, Opened, ours
 from vscsi.cli.analysis_tables import print_analysis, print_diff
 from vscsi.cli.options import captured_path, json_option
-from vscsi.cli.output import is_standard_output, print_json, printable, written
+from vscsi.cli.output import (
+    is_standard_output,
+    print_json,
+    printable,
+    say_troubles,
+    trouble_words,
+    written,
+)
 from vscsi.cli.signals import stopped_by_signals
 from vscsi.wire.errors import SetupError
 
@@ -215,7 +222,7 @@ def _analysis(
 def _refuse(analysis: Analysis, paths: Sequence[str], form: str | None) -> None:
     """Say why there is nothing at all, if that was asked for: SetupError."""
     for file in analysis.files:
-        words = _troubles(file)
+        words = trouble_words(file)
         if form is not None and words:
             raise SetupError(
                 "cannot read",
@@ -294,20 +301,8 @@ def _live(file: str, seconds: float | None) -> Iterator[Source]:
 def _say_troubles(analysis: Analysis) -> bool:
     """Say in one line for each file what could not be read; return whether all could."""
     for file in analysis.files:
-        if words := _troubles(file):
-            click.echo(f"vscsi: {printable(f'{file.name}: {words}')}", err=True)
+        say_troubles(file.name, file)
     return analysis.whole
-
-
-def _troubles(file: FileRow) -> str:
-    words = []
-    if file.skipped:
-        words.append(f"{file.skipped} records not understood (the first {file.first_skipped})")
-    if file.broken:
-        words.append(file.broken)
-    if file.dropped:
-        words.append(f"{file.dropped} messages were dropped")
-    return "; ".join([*words, *file.notes])
 
 
 class _Bar:

@@ -196,8 +196,8 @@ class Troubles(Protocol):
         """What was repaired."""
 
 
-def say_troubles(file: str, troubles: Troubles) -> bool:
-    """Say on standard error, in one line, what could not be read; return whether all could."""
+def trouble_words(troubles: Troubles) -> str:
+    """Return what could not be read, and what was repaired, in a line; empty without any."""
     words = []
     if troubles.skipped:
         words.append(
@@ -207,9 +207,13 @@ def say_troubles(file: str, troubles: Troubles) -> bool:
         words.append(troubles.broken)
     if troubles.dropped:
         words.append(f"{troubles.dropped} messages were dropped")
-    words += troubles.notes
-    if words:
-        click.echo(f"vscsi: {printable(f'{file}: ' + '; '.join(words))}", err=True)
+    return "; ".join([*words, *troubles.notes])
+
+
+def say_troubles(file: str, troubles: Troubles) -> bool:
+    """Say on standard error, in one line, what could not be read; return whether all could."""
+    if words := trouble_words(troubles):
+        click.echo(f"vscsi: {printable(f'{file}: {words}')}", err=True)
     return not (troubles.broken or troubles.skipped)
 
 
